@@ -1,0 +1,187 @@
+//! The command line: names, options and help. Completions and man pages are made from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit code when the daemon can't be reached. 1 is any other failure, 2 a wrong command line.
+pub const EXIT_UNREACHABLE: u8 = 3;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "skimmer",
+    version,
+    about = "Container images on this node: lazily pulled, shared, inspected",
+    after_help = "Exit codes: 0 success, 1 failure, 2 wrong command line, 3 skimmerd can't be reached.\n\n\
+                  Examples:\n  \
+                  skimmer pull docker.io/library/python:3.13\n  \
+                  skimmer status docker.io/library/python:3.13\n  \
+                  skimmer doctor\n  \
+                  skimmer images --output json"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Socket of skimmerd.
+    #[arg(
+        long,
+        global = true,
+        env = "SKIMMER_ADDRESS",
+        default_value = "/run/skimmer/skimmerd.sock"
+    )]
+    pub address: PathBuf,
+    /// How to print results.
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables and progress bars.
+    Text,
+    /// One JSON value; commands that stream print one object a line.
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// List containerd's images with how much of each is on this node
+    #[command(after_help = "Examples:\n  skimmer images\n  skimmer images --namespace k8s.io")]
+    Images {
+        /// containerd namespace; all of them if not given.
+        #[arg(long, short)]
+        namespace: Option<String>,
+    },
+    /// Show every layer of an image: mode, bytes on disk, bytes fetched and why, index
+    #[command(
+        after_help = "Examples:\n  skimmer status\n  skimmer status docker.io/library/python:3.13"
+    )]
+    Status {
+        /// Image name or digest; every image if not given.
+        image: Option<String>,
+        /// containerd namespace; all of them if not given.
+        #[arg(long, short)]
+        namespace: Option<String>,
+    },
+    /// Pull an image into containerd lazily: it can run before its bytes are here
+    #[command(after_help = "Examples:\n  skimmer pull docker.io/library/python:3.13\n  \
+                            skimmer pull --namespace k8s.io --platform linux/arm64 registry.example.com/app:v1")]
+    Pull {
+        /// Image reference, as for `ctr image pull`.
+        reference: String,
+        /// containerd namespace.
+        #[arg(long, short, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+        namespace: String,
+        /// os/arch[/variant]; this machine's if not given.
+        #[arg(long)]
+        platform: Option<String>,
+        /// containerd's name for skimmer.
+        #[arg(long, default_value = "skimmer")]
+        snapshotter: String,
+    },
+    /// Fetch what is missing of an image, until every byte is on this node
+    #[command(after_help = "Example:\n  skimmer fetch docker.io/library/python:3.13")]
+    Fetch {
+        /// Image name or digest.
+        image: String,
+        /// containerd namespace; all of them if not given.
+        #[arg(long, short)]
+        namespace: Option<String>,
+    },
+    /// Build, show and move layer indexes
+    #[command(subcommand)]
+    Index(Index),
+    /// Check this node: kernel, FUSE, containerd and its configuration, skimmerd, registries
+    #[command(
+        after_help = "Examples:\n  skimmer doctor\n  skimmer doctor --registry registry.example.com\n  \
+                            skimmer doctor --print-config >>/etc/containerd/config.toml"
+    )]
+    Doctor(Doctor),
+    /// Print a shell completion script
+    #[command(after_help = "Example:\n  skimmer completion bash >/etc/bash_completion.d/skimmer")]
+    Completion { shell: clap_complete::Shell },
+    /// Write the man pages into a directory
+    #[command(after_help = "Example:\n  skimmer man /usr/local/share/man/man1")]
+    Man { directory: PathBuf },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Index {
+    /// Read an image's layers from end to end, so that they have indexes; containerd isn't touched
+    #[command(after_help = "Example:\n  skimmer index build registry.example.com/app:v1")]
+    Build {
+        reference: String,
+        /// os/arch[/variant]; this machine's if not given.
+        #[arg(long)]
+        platform: Option<String>,
+    },
+    /// Show what a layer's index holds
+    #[command(after_help = "Example:\n  skimmer index show sha256:…")]
+    Show {
+        /// Digest of the layer's blob.
+        layer: String,
+    },
+    /// Write a layer's index and piece table to a file
+    #[command(after_help = "Example:\n  skimmer index export sha256:… layer.skidx")]
+    Export {
+        /// Digest of the layer's blob.
+        layer: String,
+        /// `-`: standard output.
+        file: PathBuf,
+    },
+    /// Store an exported index. You vouch for it: layers are mounted by it before they were read whole
+    #[command(after_help = "Example:\n  skimmer index import layer.skidx")]
+    Import {
+        /// `-`: standard input.
+        file: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Print the lines that containerd's config.toml needs, and do nothing else.
+    #[arg(long)]
+    pub print_config: bool,
+    /// containerd version to print for; asked of containerd if not given.
+    #[arg(long, requires = "print_config", value_name = "X.Y.Z")]
+    pub containerd_version: Option<String>,
+    /// containerd's socket.
+    #[arg(long, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
+    /// skimmerd's `root`, for the printed configuration.
+    #[arg(long, default_value = "/var/lib/skimmer")]
+    pub root: PathBuf,
+    /// A registry to reach, by its host name.
+    #[arg(long)]
+    pub registry: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let group = sub.get_subcommands().next().is_some();
+                assert!(group || help.contains("Example"), "{}", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+}

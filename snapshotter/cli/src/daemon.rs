@@ -1,0 +1,48 @@
+//! The connection to skimmerd.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use skimmer_proto::node::node_client::NodeClient;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+#[derive(Debug)]
+pub struct Unreachable {
+    address: PathBuf,
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "connect to skimmerd at {} (is it running? `systemctl status skimmerd`; another socket: --address)",
+            self.address.display()
+        )
+    }
+}
+
+pub async fn connect(address: &Path) -> anyhow::Result<NodeClient<Channel>> {
+    let channel = unix_channel(address).await.map_err(|error| {
+        anyhow::Error::from(error).context(Unreachable { address: address.to_owned() })
+    })?;
+    // An exported index of the largest blob, in one message at most 4 MiB each way otherwise.
+    Ok(NodeClient::new(channel).max_decoding_message_size(16 << 20))
+}
+
+/// A gRPC channel over a unix socket.
+pub async fn unix_channel(address: &Path) -> Result<Channel, tonic::transport::Error> {
+    let path = address.to_owned();
+    // The URI is never used: the connector below decides where the bytes go.
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }))
+        .await
+}
+
+/// The daemon's own words, without gRPC's.
+pub fn plain(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
+}

@@ -1,0 +1,170 @@
+//! How answers look: tables for people, JSON for programs.
+
+use serde::Serialize;
+use skimmer_proto::node::{Image, Layer, Mode};
+
+/// An image as both forms of output show it.
+#[derive(Serialize)]
+pub struct ImageView {
+    pub namespace: String,
+    pub name: String,
+    pub digest: String,
+    pub size: u64,
+    /// Decoded bytes of its layers that are on disk.
+    pub bytes_present: u64,
+    pub layers: Vec<LayerView>,
+}
+
+#[derive(Serialize)]
+pub struct LayerView {
+    pub digest: String,
+    pub diff_id: String,
+    pub media_type: String,
+    pub size: u64,
+    pub mode: &'static str,
+    pub data_bytes: u64,
+    pub data_bytes_present: u64,
+    pub blob_bytes_present: u64,
+    pub fetched: FetchedView,
+    pub index_bytes: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error: String,
+}
+
+#[derive(Serialize)]
+pub struct FetchedView {
+    pub fault: u64,
+    pub pull_through: u64,
+    pub background: u64,
+}
+
+impl From<Image> for ImageView {
+    fn from(image: Image) -> Self {
+        let layers: Vec<LayerView> = image.layers.into_iter().map(LayerView::from).collect();
+        Self {
+            namespace: image.namespace,
+            name: image.name,
+            digest: image.digest,
+            size: layers.iter().map(|l| l.size).sum(),
+            bytes_present: layers.iter().map(|l| l.data_bytes_present).sum(),
+            layers,
+        }
+    }
+}
+
+impl From<Layer> for LayerView {
+    fn from(layer: Layer) -> Self {
+        let mode = mode_name(layer.mode());
+        let fetched = layer.fetched.unwrap_or_default();
+        Self {
+            digest: layer.digest,
+            diff_id: layer.diff_id,
+            media_type: layer.media_type,
+            size: layer.size,
+            mode,
+            data_bytes: layer.data_bytes,
+            data_bytes_present: layer.data_bytes_present,
+            blob_bytes_present: layer.blob_bytes_present,
+            fetched: FetchedView {
+                fault: fetched.fault,
+                pull_through: fetched.pull_through,
+                background: fetched.background,
+            },
+            index_bytes: layer.index_bytes,
+            error: layer.error,
+        }
+    }
+}
+
+impl ImageView {
+    /// The mode of the whole: that of the layer that is furthest behind.
+    pub fn mode(&self) -> &'static str {
+        const WORST_FIRST: [&str; 5] = ["failed", "pull-through", "absent", "lazy", "local"];
+        WORST_FIRST
+            .into_iter()
+            .find(|mode| self.layers.iter().any(|l| l.mode == *mode))
+            .unwrap_or("absent")
+    }
+}
+
+pub const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Absent | Mode::Unspecified => "absent",
+        Mode::PullThrough => "pull-through",
+        Mode::Lazy => "lazy",
+        Mode::Local => "local",
+        Mode::Failed => "failed",
+    }
+}
+
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// `12.3 MiB`.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+/// `sha256:` and the first 12 digits: enough for a person.
+pub fn short(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
+/// `42 %` of `total`; `-` of nothing.
+pub fn percent(part: u64, total: u64) -> String {
+    let percent = part.saturating_mul(100).checked_div(total);
+    percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent} %"))
+}
+
+/// Columns as wide as their widest cell; the last is left ragged.
+pub fn table(header: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let print = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (cell, width) in cells.zip(&widths) {
+            line.push_str(cell);
+            line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
+        }
+        println!("{}", line.trim_end());
+    };
+    print(&mut header.iter().copied());
+    for row in rows {
+        print(&mut row.iter().map(String::as_str));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_as_far_as_its_last_layer() {
+        let image = |modes: &[Mode]| {
+            let layers = modes
+                .iter()
+                .map(|mode| Layer { mode: (*mode).into(), ..Layer::default() })
+                .collect();
+            ImageView::from(Image { layers, ..Image::default() }).mode()
+        };
+        assert_eq!(image(&[Mode::Local, Mode::Local]), "local");
+        assert_eq!(image(&[Mode::Local, Mode::Lazy]), "lazy");
+        assert_eq!(image(&[Mode::Lazy, Mode::Absent]), "absent");
+        assert_eq!(image(&[Mode::Failed, Mode::PullThrough]), "failed");
+        assert_eq!(image(&[]), "absent");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(percent(1, 3), "33 %");
+        assert_eq!(percent(0, 0), "-");
+        assert_eq!(short(&format!("sha256:{}", "a".repeat(64))), "sha256:aaaaaaaaaaaa");
+        assert_eq!(bytes(3 << 20), "3.00 MiB");
+    }
+}
