@@ -1,1 +1,3 @@
-//! placeholder
+//! containerd's snapshot service over lazily mounted layers.
+
+pub mod install;

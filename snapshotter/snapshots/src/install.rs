@@ -1,0 +1,442 @@
+//! Puts an image into containerd without its layers' bytes: documents into the content store, a
+//! remote snapshot for each layer, then the image record. Works with every containerd, since it
+//! passes the labels that only newer ones pass by themselves.
+//!
+//! Owns: the order of those steps and the lease that protects what is half done.
+//! Does not own: where the documents come from, and what a snapshot is made of.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::leases_client::LeasesClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
+use containerd_client::services::v1::{
+    CreateImageRequest, CreateRequest, DeleteRequest, Image, Info, UpdateImageRequest,
+    UpdateRequest, WriteAction, WriteContentRequest,
+};
+use containerd_client::types::Descriptor;
+use futures::stream;
+use prost_types::FieldMask;
+use sha2::{Digest as _, Sha256};
+use skimmer_proto::{Digest, Reference};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+/// An image as the registry describes it.
+#[derive(Clone, Debug)]
+pub struct ImageContent {
+    pub reference: Reference,
+    /// Manifests and indexes from what the reference names down to the platform's manifest.
+    pub manifests: Vec<Document>,
+    pub config: Document,
+    /// One for each layer, from the config.
+    pub diff_ids: Vec<Digest>,
+    pub layers: Vec<LayerDescriptor>,
+}
+
+/// A small JSON document, stored whole.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub media_type: String,
+    pub digest: Digest,
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LayerDescriptor {
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{operation} in containerd")]
+    Containerd { operation: String, source: Status },
+    #[error("image {image} has no manifest")]
+    NoManifest { image: Reference },
+    #[error("image {image} has {layers} layers and {diff_ids} DiffIDs")]
+    Layers { image: Reference, layers: usize, diff_ids: usize },
+    #[error(
+        "layer {layer} of {image} could not be prepared lazily: {snapshotter} answered with mounts; \
+         the daemon's log says why"
+    )]
+    NotLazy { image: Reference, layer: Digest, snapshotter: String },
+}
+
+/// A containerd, a namespace of it, and its name for us.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub containerd: Channel,
+    pub namespace: String,
+    pub snapshotter: String,
+}
+
+/// How long a pull that was cut off keeps its content from containerd's garbage collector.
+const LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Longest list of layers in a label: a label is at most 4096 bytes, its key included.
+const LAYERS_LABEL_LEN: usize = 4096 - "containerd.io/snapshot/cri.image-layers".len();
+
+/// Installs `image` so that containers can be made from it.
+pub async fn install(target: &Target, image: &ImageContent) -> Result<(), Error> {
+    if image.layers.len() != image.diff_ids.len() {
+        return Err(Error::Layers {
+            image: image.reference.clone(),
+            layers: image.layers.len(),
+            diff_ids: image.diff_ids.len(),
+        });
+    }
+    let session = Session::open(target).await?;
+    let installed = session.install(image).await;
+    let closed = session.close().await;
+    installed.and(closed)
+}
+
+/// One lease and what is done under it.
+struct Session<'a> {
+    target: &'a Target,
+    lease: String,
+}
+
+impl<'a> Session<'a> {
+    async fn open(target: &'a Target) -> Result<Self, Error> {
+        let expires = humantime::format_rfc3339_seconds(SystemTime::now() + LEASE_TIME).to_string();
+        let request = CreateRequest {
+            labels: HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]),
+            id: format!("skimmer-pull-{}", unique()),
+        };
+        let mut session = Self { target, lease: String::new() };
+        let mut leases = LeasesClient::new(target.containerd.clone());
+        let response = leases.create(session.request(request)).await;
+        let response = response.map_err(|source| failed("create a lease", source))?;
+        session.lease = response.into_inner().lease.map(|lease| lease.id).unwrap_or_default();
+        Ok(session)
+    }
+
+    async fn close(self) -> Result<(), Error> {
+        let request = DeleteRequest { id: self.lease.clone(), sync: false };
+        let mut leases = LeasesClient::new(self.target.containerd.clone());
+        match leases.delete(self.request(request)).await {
+            Err(source) if source.code() != Code::NotFound => Err(failed("delete a lease", source)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn install(&self, image: &ImageContent) -> Result<(), Error> {
+        let top = image.manifests.first().ok_or_else(|| no_manifest(image))?;
+        let chain = chain_ids(&image.diff_ids);
+        for (document, labels) in labelled(image, &self.target.snapshotter, chain.last()) {
+            self.write(document, labels).await?;
+        }
+        for (i, chain_id) in chain.iter().enumerate() {
+            let parent = i.checked_sub(1).map(|below| chain[below]);
+            self.prepare(image, i, *chain_id, parent).await?;
+        }
+        self.record(image, top).await
+    }
+
+    /// Writes `document` into the content store; if it is there already, its labels are added.
+    async fn write(&self, document: &Document, labels: Labels) -> Result<(), Error> {
+        let digest = document.digest.to_string();
+        let size = i64::try_from(document.bytes.len()).unwrap_or(i64::MAX);
+        let commit = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            r#ref: format!("skimmer-{}-{digest}", unique()),
+            total: size,
+            expected: digest.clone(),
+            offset: 0,
+            data: document.bytes.clone(),
+            labels: labels.clone(),
+        };
+        let mut content = ContentClient::new(self.target.containerd.clone());
+        let operation = || format!("store {digest}");
+        let exists = match content.write(self.request(stream::iter([commit]))).await {
+            // The stream has to be read: an error of the commit comes as its last message.
+            Ok(response) => {
+                let mut answers = response.into_inner();
+                loop {
+                    match answers.message().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break false,
+                        Err(status) if status.code() == Code::AlreadyExists => break true,
+                        Err(source) => return Err(failed(&operation(), source)),
+                    }
+                }
+            }
+            Err(status) if status.code() == Code::AlreadyExists => true,
+            Err(source) => return Err(failed(&operation(), source)),
+        };
+        if exists {
+            let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+            let info = Info { digest: digest.clone(), labels, ..Info::default() };
+            let update = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+            let updated = content.update(self.request(update)).await;
+            updated.map_err(|source| failed(&format!("label {digest}"), source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the snapshot of layer `i`, unless containerd has it.
+    async fn prepare(
+        &self,
+        image: &ImageContent,
+        i: usize,
+        chain_id: Digest,
+        parent: Option<Digest>,
+    ) -> Result<(), Error> {
+        if self.has_snapshot(chain_id).await? {
+            return Ok(());
+        }
+        let key = format!("extract-{} {chain_id}", unique());
+        let request = PrepareSnapshotRequest {
+            snapshotter: self.target.snapshotter.clone(),
+            key: key.clone(),
+            parent: parent.map_or_else(String::new, |parent| parent.to_string()),
+            labels: layer_labels(image, i, chain_id),
+        };
+        let mut snapshots = SnapshotsClient::new(self.target.containerd.clone());
+        let layer = image.layers[i].digest;
+        match snapshots.prepare(self.request(request)).await {
+            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+            Err(source) => {
+                let image = &image.reference;
+                Err(failed(&format!("prepare layer {layer} of {image}"), source))
+            }
+            Ok(_) => {
+                let snapshotter = self.target.snapshotter.clone();
+                let remove = RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
+                let removed = snapshots.remove(self.request(remove)).await;
+                removed.map_err(|source| failed("remove an unused snapshot", source))?;
+                Err(Error::NotLazy { image: image.reference.clone(), layer, snapshotter })
+            }
+        }
+    }
+
+    async fn has_snapshot(&self, chain_id: Digest) -> Result<bool, Error> {
+        let request = StatSnapshotRequest {
+            snapshotter: self.target.snapshotter.clone(),
+            key: chain_id.to_string(),
+        };
+        let mut snapshots = SnapshotsClient::new(self.target.containerd.clone());
+        match snapshots.stat(self.request(request)).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(source) => Err(failed(&format!("look up snapshot {chain_id}"), source)),
+        }
+    }
+
+    /// Creates the image record, or points it at `top`.
+    async fn record(&self, image: &ImageContent, top: &Document) -> Result<(), Error> {
+        let descriptor = Descriptor {
+            media_type: top.media_type.clone(),
+            digest: top.digest.to_string(),
+            size: i64::try_from(top.bytes.len()).unwrap_or(i64::MAX),
+            ..Descriptor::default()
+        };
+        let name = image.reference.to_string();
+        let record = Image { name: name.clone(), target: Some(descriptor), ..Image::default() };
+        let mut images = ImagesClient::new(self.target.containerd.clone());
+        let create = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
+        let created = match images.create(self.request(create)).await {
+            Err(status) if status.code() == Code::AlreadyExists => {
+                let update_mask = Some(FieldMask { paths: vec!["target".to_owned()] });
+                let update = UpdateImageRequest {
+                    image: Some(record),
+                    update_mask,
+                    source_date_epoch: None,
+                };
+                images.update(self.request(update)).await.map(|_| ())
+            }
+            other => other.map(|_| ()),
+        };
+        created.map_err(|source| failed(&format!("record image {name}"), source))
+    }
+
+    /// `message` in our namespace and under our lease.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let pairs =
+            [("containerd-namespace", &self.target.namespace), ("containerd-lease", &self.lease)];
+        for (name, value) in pairs {
+            if let Ok(value) = MetadataValue::<Ascii>::try_from(value.as_str())
+                && !value.is_empty()
+            {
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        request
+    }
+}
+
+type Labels = HashMap<String, String>;
+
+/// Each document of `image`, with the labels by which containerd's garbage collector follows it.
+fn labelled<'a>(
+    image: &'a ImageContent,
+    snapshotter: &str,
+    top_chain_id: Option<&Digest>,
+) -> Vec<(&'a Document, Labels)> {
+    let source = format!("containerd.io/distribution.source.{}", image.reference.host);
+    let base = Labels::from([(source, image.reference.repository.clone())]);
+    let mut config = base.clone();
+    if let Some(chain_id) = top_chain_id {
+        let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+        config.insert(key, chain_id.to_string());
+    }
+    let mut documents = vec![(&image.config, config)];
+    // From the manifest up, so that whatever is stored has all that it refers to.
+    for (depth, document) in image.manifests.iter().enumerate().rev() {
+        let mut labels = base.clone();
+        match image.manifests.get(depth + 1) {
+            Some(child) => {
+                labels.insert("containerd.io/gc.ref.content.m.0".into(), child.digest.to_string());
+            }
+            None => {
+                let config = image.config.digest.to_string();
+                labels.insert("containerd.io/gc.ref.content.config".into(), config);
+                for (i, layer) in image.layers.iter().enumerate() {
+                    let key = format!("containerd.io/gc.ref.content.l.{i}");
+                    labels.insert(key, layer.digest.to_string());
+                }
+            }
+        }
+        documents.push((document, labels));
+    }
+    documents
+}
+
+/// What CRI tells a snapshotter of a layer, from containerd 1.4 on.
+fn layer_labels(image: &ImageContent, i: usize, chain_id: Digest) -> Labels {
+    let manifest = image.manifests.last().map(|m| m.digest.to_string()).unwrap_or_default();
+    let mut layers = String::new();
+    for layer in &image.layers[i..] {
+        let digest = layer.digest.to_string();
+        if layers.len() + 1 + digest.len() > LAYERS_LABEL_LEN {
+            break;
+        }
+        if !layers.is_empty() {
+            layers.push(',');
+        }
+        layers.push_str(&digest);
+    }
+    Labels::from([
+        ("containerd.io/snapshot.ref".to_owned(), chain_id.to_string()),
+        ("containerd.io/snapshot/cri.image-ref".to_owned(), image.reference.to_string()),
+        ("containerd.io/snapshot/cri.manifest-digest".to_owned(), manifest),
+        ("containerd.io/snapshot/cri.layer-digest".to_owned(), image.layers[i].digest.to_string()),
+        ("containerd.io/snapshot/cri.image-layers".to_owned(), layers),
+    ])
+}
+
+/// OCI image-spec, config.md, "Layer ChainID".
+fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let id = match chain.last() {
+            None => *diff_id,
+            Some(parent) => {
+                let text = format!("{parent} {diff_id}");
+                Digest::from_bytes(Sha256::digest(text.as_bytes()).into())
+            }
+        };
+        chain.push(id);
+    }
+    chain
+}
+
+fn no_manifest(image: &ImageContent) -> Error {
+    Error::NoManifest { image: image.reference.clone() }
+}
+
+fn failed(operation: &str, source: Status) -> Error {
+    Error::Containerd { operation: operation.to_owned(), source }
+}
+
+/// Different for each call on this machine: time and a counter.
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", now.as_nanos(), CALLS.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(text: &str) -> Document {
+        Document {
+            media_type: "application/json".to_owned(),
+            digest: Digest::of(text.as_bytes()),
+            bytes: text.as_bytes().to_vec(),
+        }
+    }
+
+    fn image(layers: usize) -> ImageContent {
+        let layer = |i: usize| LayerDescriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            digest: Digest::of(&i.to_le_bytes()),
+            size: 1,
+        };
+        ImageContent {
+            reference: "localhost:5000/app:v1".parse().unwrap(),
+            manifests: vec![document("index"), document("manifest")],
+            config: document("config"),
+            diff_ids: (0..layers).map(|i| Digest::of(format!("{i}").as_bytes())).collect(),
+            layers: (0..layers).map(layer).collect(),
+        }
+    }
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let diff_ids = image(2).diff_ids;
+        let both = format!("{} {}", diff_ids[0], diff_ids[1]);
+        assert_eq!(chain_ids(&diff_ids), [diff_ids[0], Digest::of(both.as_bytes())]);
+        assert!(chain_ids(&[]).is_empty());
+    }
+
+    #[test]
+    fn children_are_stored_before_what_refers_to_them() {
+        let image = image(2);
+        let documents = labelled(&image, "skimmer", Some(&image.diff_ids[1]));
+        let order: Vec<Digest> = documents.iter().map(|(d, _)| d.digest).collect();
+        let expected = [&image.config, &image.manifests[1], &image.manifests[0]];
+        assert_eq!(order, expected.map(|d| d.digest));
+        let manifest = &documents[1].1;
+        assert_eq!(
+            manifest["containerd.io/gc.ref.content.config"],
+            image.config.digest.to_string()
+        );
+        assert_eq!(
+            manifest["containerd.io/gc.ref.content.l.1"],
+            image.layers[1].digest.to_string()
+        );
+        assert_eq!(
+            documents[2].1["containerd.io/gc.ref.content.m.0"],
+            image.manifests[1].digest.to_string()
+        );
+        assert_eq!(
+            documents[0].1["containerd.io/gc.ref.snapshot.skimmer"],
+            image.diff_ids[1].to_string()
+        );
+        for (_, labels) in &documents {
+            assert_eq!(labels["containerd.io/distribution.source.localhost:5000"], "app");
+        }
+    }
+
+    #[test]
+    fn no_label_is_longer_than_containerd_takes() {
+        let image = image(128);
+        for (key, value) in layer_labels(&image, 0, image.diff_ids[0]) {
+            assert!(key.len() + value.len() <= 4096, "{key}");
+            assert!(!value.is_empty(), "{key}");
+        }
+    }
+}
