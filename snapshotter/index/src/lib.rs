@@ -1,1 +1,6 @@
-//! placeholder
+//! A layer blob as a file system, decided: what is in it, where its bytes are, how to get at a part.
+//! Pure: bytes in, values out; no I/O, no clock.
+
+pub mod chunk;
+pub mod codec;
+pub mod index;

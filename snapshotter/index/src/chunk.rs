@@ -1,0 +1,83 @@
+//! Chunks: the spans of a layer's data that decode on their own.
+
+use std::ops::Range;
+
+use crate::codec::{ChunkStream, Error};
+use crate::index::LayerIndex;
+
+/// A span of a layer's data that can be decoded from a span of the blob alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// In the decoded data; never empty.
+    pub data: Range<u64>,
+    /// In the blob. Neighbours share a byte where one ends and the next starts inside it.
+    pub blob: Range<u64>,
+    pub state: State,
+}
+
+/// What decoding a chunk starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Stored,
+    /// At a deflate block whose first bit is `bit` of the first byte (0 is the lowest), behind the 32
+    /// KiB that this range of [`LayerIndex::windows`] holds, zstd-compressed. Without a window: at the
+    /// start of a member.
+    Gzip {
+        bit: u8,
+        window: Option<Range<u32>>,
+    },
+    /// At the start of a frame.
+    ZstdFrame,
+}
+
+/// Decodes one chunk whose compressed bytes are pushed in, in order. Nothing is allocated in
+/// proportion to the chunk; a zstd window may take 128 MiB.
+pub struct ChunkDecoder {
+    chunk: usize,
+    expected: u64,
+    left: u64,
+    stream: ChunkStream,
+}
+
+impl ChunkDecoder {
+    pub fn new(index: &LayerIndex, chunk: usize) -> Result<Self, Error> {
+        let found = index.chunks.get(chunk).ok_or(Error::NoChunk { chunk })?;
+        let expected = found.data.end - found.data.start;
+        let stream = ChunkStream::new(chunk, found, &index.windows)?;
+        Ok(Self { chunk, expected, left: expected, stream })
+    }
+
+    /// The next bytes of the chunk's [`Chunk::blob`]; what they decode to goes to `out`, never more
+    /// than the chunk's length in total.
+    pub fn push(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+        self.stream.push(bytes, &mut self.left, out)
+    }
+
+    /// Fails if less came out than the chunk is long.
+    pub fn finish(self) -> Result<(), Error> {
+        let Self { chunk, expected, left, .. } = self;
+        if left == 0 {
+            return Ok(());
+        }
+        Err(Error::ChunkLength { chunk, actual: expected - left, expected })
+    }
+}
+
+/// Decodes chunk `chunk` from the bytes of its [`Chunk::blob`] to the end of `out`, which is cleared
+/// first and then holds [`Chunk::data`]. Memory is allocated as bytes come out.
+pub fn decode_chunk(
+    index: &LayerIndex,
+    chunk: usize,
+    compressed: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    out.clear();
+    let found = index.chunks.get(chunk).ok_or(Error::NoChunk { chunk })?;
+    let (actual, expected) = (compressed.len() as u64, found.blob.end - found.blob.start);
+    if actual != expected {
+        return Err(Error::CompressedLength { chunk, actual, expected });
+    }
+    let mut decoder = ChunkDecoder::new(index, chunk)?;
+    decoder.push(compressed, &mut |bytes| out.extend_from_slice(bytes))?;
+    decoder.finish()
+}
