@@ -1,0 +1,222 @@
+//! A blob's files, and which pieces of it are there.
+//!
+//! `blobs-v1/<sha256 hex>/data` is a sparse file of the blob's length, mode 0444 once every piece is
+//! verified. `pieces` is a checkpoint in the format of [`crate::bits`] with two planes, *present* and
+//! *verified*; its subject is the BLAKE3 root of the piece table that *verified* refers to. The
+//! directory's modification time is the blob's last use. Files `*.tmp` are left-overs.
+//!
+//! Invariants:
+//! - A bit is set after its bytes are written; a checkpoint reaches disk after the bytes it
+//!   describes.
+//! - A `data` file that had to be made starts with nothing present, and no older checkpoint is left.
+//! - To forget bytes is to start another file under the same name: who still writes into or reads
+//!   from the old one disturbs nobody.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use skimmer_proto::{Geometry, PieceTable};
+use tracing::warn;
+
+use crate::bits::{self, Bits, Shape};
+use crate::disk;
+
+pub const DATA: &str = "data";
+pub const CHECKPOINT: &str = "pieces";
+
+/// One incarnation of a blob's data file.
+#[derive(Debug)]
+pub struct Pieces {
+    dir: PathBuf,
+    geometry: Geometry,
+    pub file: File,
+    pub present: Bits,
+    verified: RwLock<Arc<Verified>>,
+    /// Bits changed since the last checkpoint.
+    dirty: AtomicBool,
+}
+
+/// Which pieces match the table with this root.
+#[derive(Debug)]
+pub struct Verified {
+    pub root: [u8; 32],
+    pub bits: Bits,
+}
+
+/// What a stored piece turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    Kept,
+    Wrong,
+}
+
+impl Pieces {
+    /// Opens or makes the files in `dir`.
+    pub fn open(dir: &Path, geometry: Geometry) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let file = match OpenOptions::new().read(true).write(true).open(dir.join(DATA)) {
+            Ok(file) if file.metadata()?.len() == geometry.blob_len() => file,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Self::fresh(dir, geometry),
+        };
+        let checkpoint = disk::read_optional(&dir.join(CHECKPOINT))?;
+        let planes = checkpoint.and_then(|bytes| match bits::decode(shape(geometry), &bytes) {
+            Ok((root, planes)) => {
+                <[Bits; 2]>::try_from(planes).ok().map(|[present, bits]| (present, root, bits))
+            }
+            Err(error) => {
+                warn!(dir = %dir.display(), %error, "blob checkpoint dropped, its pieces are fetched again");
+                None
+            }
+        });
+        let (present, root, verified) = planes.unwrap_or_else(|| empty(geometry));
+        Ok(Self::with(dir, geometry, file, present, Verified { root, bits: verified }))
+    }
+
+    /// Starts over with an empty data file, whatever there was.
+    pub fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
+        disk::remove_durably(dir, CHECKPOINT)?;
+        let temporary = dir.join("data.tmp");
+        disk::remove(&temporary)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary)?;
+        file.set_len(geometry.blob_len())?;
+        fs::rename(&temporary, dir.join(DATA))?;
+        let (present, root, bits) = empty(geometry);
+        Ok(Self::with(dir, geometry, file, present, Verified { root, bits }))
+    }
+
+    /// The length of the data file in `dir`, and whether a verified whole vouches for it.
+    pub fn stored_len(dir: &Path) -> io::Result<Option<(u64, bool)>> {
+        let len = match fs::metadata(dir.join(DATA)) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let checkpoint = disk::read_optional(&dir.join(CHECKPOINT))?.unwrap_or_default();
+        let planes = Geometry::of(len).and_then(|g| bits::decode(shape(g), &checkpoint).ok());
+        Ok(Some((len, planes.is_some_and(|(_, planes)| planes.iter().all(Bits::all)))))
+    }
+
+    fn with(dir: &Path, geometry: Geometry, file: File, present: Bits, verified: Verified) -> Self {
+        let verified = RwLock::new(Arc::new(verified));
+        let dirty = AtomicBool::new(false);
+        Self { dir: dir.to_owned(), geometry, file, present, verified, dirty }
+    }
+
+    pub fn verified(&self) -> Arc<Verified> {
+        self.verified.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on *verified* means verified against the table with this root.
+    pub fn verify_against(&self, root: [u8; 32]) {
+        let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
+        if verified.root != root {
+            let bits = Bits::new(self.present.len());
+            *verified = Arc::new(Verified { root, bits });
+        }
+    }
+
+    /// All that is present matches the table with this root: its whole did.
+    pub fn all_verified(&self, root: [u8; 32]) {
+        let bits = Bits::full(self.present.len());
+        let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
+        *verified = Arc::new(Verified { root, bits });
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether `piece` is on disk and matches `table`.
+    pub fn is_verified(&self, piece: u32, table: &PieceTable) -> bool {
+        let verified = self.verified();
+        let (piece, right) = (piece as usize, verified.root == *table.root());
+        right && verified.bits.get(piece) && self.present.get(piece)
+    }
+
+    /// Writes a piece, if it matches the table, and says that it is there. Blocks.
+    pub fn store(
+        &self,
+        piece: u32,
+        bytes: &[u8],
+        table: Option<&PieceTable>,
+    ) -> io::Result<Checked> {
+        if table.is_some_and(|table| !table.verify(piece, bytes)) {
+            return Ok(Checked::Wrong);
+        }
+        if !self.present.get(piece as usize) {
+            self.file.write_all_at(bytes, self.geometry.span(piece).start)?;
+        }
+        self.note(piece, table);
+        Ok(Checked::Kept)
+    }
+
+    /// Checks a piece that came without a table; a wrong one is forgotten. Blocks.
+    pub fn recheck(&self, piece: u32, table: &PieceTable) -> io::Result<Checked> {
+        if table.verify(piece, &self.read(piece)?) {
+            self.note(piece, Some(table));
+            return Ok(Checked::Kept);
+        }
+        self.present.clear(piece as usize);
+        self.dirty.store(true, Ordering::Release);
+        Ok(Checked::Wrong)
+    }
+
+    /// The bytes of a present piece. Blocks.
+    pub fn read(&self, piece: u32) -> io::Result<Vec<u8>> {
+        let span = self.geometry.span(piece);
+        let len = usize::try_from(span.end - span.start).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, span.start)?;
+        Ok(bytes)
+    }
+
+    fn note(&self, piece: u32, table: Option<&PieceTable>) {
+        let verified = self.verified();
+        if table.is_some_and(|table| verified.root == *table.root()) {
+            verified.bits.set(piece as usize);
+        }
+        self.present.set(piece as usize);
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Syncs the data, then records what was there before the sync. Blocks.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let written = self.write_checkpoint();
+        if written.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        written
+    }
+
+    fn write_checkpoint(&self) -> io::Result<()> {
+        let verified = self.verified();
+        // In this order a bit of the second plane is in the first too.
+        let second = verified.bits.snapshot();
+        let first = self.present.snapshot();
+        self.file.sync_data()?;
+        let bytes = bits::encode(shape(self.geometry), &verified.root, &[first, second]);
+        disk::write_atomically(&self.dir, CHECKPOINT, &bytes)?;
+        if self.present.all() && verified.bits.all() {
+            self.file.set_permissions(Permissions::from_mode(0o444))?;
+        }
+        Ok(())
+    }
+}
+
+const fn shape(geometry: Geometry) -> Shape {
+    Shape { data_len: geometry.blob_len(), bits: geometry.pieces() as usize, planes: 2 }
+}
+
+fn empty(geometry: Geometry) -> (Bits, [u8; 32], Bits) {
+    let bits = geometry.pieces() as usize;
+    (Bits::new(bits), [0; 32], Bits::new(bits))
+}

@@ -1,0 +1,70 @@
+//! The few file operations that crash safety rests on.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The whole file, or `None` if there is none.
+pub fn read_optional(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces `dir/name`: a crash leaves the old file or the new one, both whole.
+pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    fs::rename(&temporary, dir.join(name))
+}
+
+/// Removes a file, if it is there, for good: it stays removed after a power cut.
+pub fn remove_durably(dir: &Path, name: &str) -> io::Result<()> {
+    if remove(&dir.join(name))? {
+        sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+/// Whether there was a file to remove.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A directory's modification time is when its blob or layer was last used: it survives the loss of
+/// any database, and the checkpoints written into it move it too.
+pub fn touch(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.set_modified(SystemTime::now())
+}
+
+/// The bytes that the files in `dir` occupy, holes not counted. No directory, no bytes.
+pub fn allocated(dir: &Path) -> io::Result<u64> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut total = 0;
+    for entry in entries {
+        total += match entry?.metadata() {
+            Ok(metadata) => metadata.blocks() * 512,
+            // Replaced or evicted while we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(total)
+}

@@ -1,0 +1,292 @@
+//! A layer's objects and its data file.
+//!
+//! `layers-v1/<sha256 hex of the blob>/` holds
+//! - `index`, the encoded layer index; `table`, the encoded piece table, which names the index's
+//!   SHA-256; `inodes`, the EROFS image out of the index. Each written whole, `table` last: without
+//!   it, or where it names another index, there are none.
+//! - `data`, the sparse data file, and `chunks`, the checkpoint of which chunks of it are there (see
+//!   [`data`]).
+//! - `data.new`, a data file in the making; `*.tmp`, left-overs.
+//!
+//! The directory's modification time is the layer's last use.
+
+mod data;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skimmer_proto::{Digest, PieceTable, piece_table};
+use tracing::warn;
+
+pub use self::data::LayerData;
+use crate::disk;
+use crate::space::Space;
+
+const INDEX: &str = "index";
+const TABLE: &str = "table";
+const INODES: &str = "inodes";
+const DATA: &str = "data";
+const NEW_DATA: &str = "data.new";
+const CHUNKS: &str = "chunks";
+
+/// What is on disk for one layer. One per digest in the process.
+#[derive(Debug)]
+pub struct LayerFiles {
+    blob: Digest,
+    dir: PathBuf,
+    space: Arc<Space>,
+    data: Mutex<Option<Arc<LayerData>>>,
+}
+
+/// The two content-addressed objects, as stored.
+#[derive(Clone, Debug)]
+pub struct LayerObjects {
+    /// The encoded layer index; its SHA-256 is `table.index`.
+    pub index: Vec<u8>,
+    pub table: PieceTable,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("read {name} of layer {blob}")]
+    Read { blob: Digest, name: &'static str, source: io::Error },
+    #[error("write {name} of layer {blob}")]
+    Write { blob: Digest, name: &'static str, source: io::Error },
+    #[error("piece table of {table} doesn't fit layer {blob}")]
+    ForeignTable { blob: Digest, table: Digest },
+    #[error("piece table of layer {blob} names index {expected}, the index given is {actual}")]
+    ForeignIndex { blob: Digest, expected: Digest, actual: Digest },
+    #[error("piece table of layer {blob}")]
+    Table { blob: Digest, source: piece_table::Error },
+    #[error("data file of layer {blob} is in use as {known}, not as {claimed}")]
+    InUse { blob: Digest, known: String, claimed: String },
+    #[error("remove layer {blob}")]
+    Remove { blob: Digest, source: io::Error },
+    #[error("write the checkpoint of layer {blob}")]
+    Checkpoint { blob: Digest, source: io::Error },
+    #[error("punch chunks out of layer {blob}")]
+    Punch { blob: Digest, source: io::Error },
+}
+
+impl LayerFiles {
+    pub(crate) const fn new(blob: Digest, dir: PathBuf, space: Arc<Space>) -> Self {
+        Self { blob, dir, space, data: Mutex::new(None) }
+    }
+
+    /// The digest of the layer's blob.
+    pub const fn blob(&self) -> Digest {
+        self.blob
+    }
+
+    /// The stored index and table, or `None` if there are none or they don't belong together.
+    /// Blocks; hashes the index.
+    pub fn load(&self) -> Result<Option<LayerObjects>, Error> {
+        let Some(table) = self.read(TABLE)? else { return Ok(None) };
+        let Some(index) = self.read(INDEX)? else { return Ok(None) };
+        match PieceTable::decode(&table) {
+            Ok(table) if table.blob == self.blob && table.index == Digest::of(&index) => {
+                Ok(Some(LayerObjects { index, table }))
+            }
+            Ok(_) => {
+                warn!(layer = %self.blob, "stored index and piece table don't belong together, dropped");
+                Ok(None)
+            }
+            Err(error) => {
+                warn!(layer = %self.blob, %error, "stored piece table is damaged, dropped");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stores the layer's objects for good; all of them or, after a crash, none. If the index is
+    /// another than before, the data file goes: its chunks were that index's. Blocks.
+    pub fn store(&self, index: &[u8], table: &PieceTable, inodes: &[u8]) -> Result<(), Error> {
+        let (blob, actual) = (self.blob, Digest::of(index));
+        if table.blob != blob {
+            return Err(Error::ForeignTable { blob, table: table.blob });
+        }
+        if table.index != actual {
+            return Err(Error::ForeignIndex { blob, expected: table.index, actual });
+        }
+        self.make_dir()?;
+        let mut data = self.data();
+        if self.stored_index()? != Some(actual) {
+            self.remove_data(&mut data)?;
+        }
+        let failed = |name| move |source| Error::Write { blob, name, source };
+        disk::remove_durably(&self.dir, TABLE).map_err(failed(TABLE))?;
+        for (name, bytes) in [(INODES, inodes), (INDEX, index), (TABLE, &table.encode())] {
+            disk::write_atomically(&self.dir, name, bytes).map_err(failed(name))?;
+            self.space.charge(bytes.len() as u64);
+        }
+        disk::sync_dir(&self.dir).map_err(failed(TABLE))
+    }
+
+    /// Where the EROFS image is, once stored.
+    pub fn inodes_path(&self) -> PathBuf {
+        self.dir.join(INODES)
+    }
+
+    /// Where the data file is, once opened.
+    pub fn data_path(&self) -> PathBuf {
+        self.dir.join(DATA)
+    }
+
+    /// The data file with what is known to be in it: sparse, `data_len` bytes long, cut into
+    /// `chunks` chunks by the stored index. Made if there is none. All callers share one.
+    /// Blocks.
+    pub fn open_data(&self, data_len: u64, chunks: usize) -> Result<Arc<LayerData>, Error> {
+        let mut open = self.data();
+        if let Some(data) = open.as_ref() {
+            return self.same(data, data_len, chunks);
+        }
+        self.make_dir()?;
+        let subject = self.subject()?;
+        let data = LayerData::open(self.blob, &self.dir, (data_len, chunks), subject, &self.space)?;
+        Ok(Arc::clone(open.insert(Arc::new(data))))
+    }
+
+    /// An empty file to decode a layer into whose index isn't known yet. An earlier one that wasn't
+    /// adopted is dropped. Blocks.
+    pub fn new_data(&self) -> Result<File, Error> {
+        let (blob, path) = (self.blob, self.dir.join(NEW_DATA));
+        let failed = |source| Error::Write { blob, name: NEW_DATA, source };
+        self.make_dir()?;
+        disk::remove(&path).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).open(&path).map_err(failed)
+    }
+
+    /// Takes the file of [`Self::new_data`], completely decoded, as the data file with all its
+    /// chunks. To be called after [`Self::store`]. Reaches disk in the background. Blocks.
+    pub fn adopt_data(&self, data_len: u64, chunks: usize) -> Result<Arc<LayerData>, Error> {
+        let (blob, path) = (self.blob, self.dir.join(NEW_DATA));
+        let failed = |source| Error::Write { blob, name: NEW_DATA, source };
+        let mut open = self.data();
+        if let Some(data) = open.as_ref()
+            && Arc::strong_count(data) > 1
+        {
+            // Somebody reads the file that is there; it fills by its own index.
+            disk::remove(&path).map_err(failed)?;
+            return self.same(data, data_len, chunks);
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+        file.set_len(data_len).map_err(failed)?;
+        self.remove_data(&mut open)?;
+        fs::rename(&path, self.data_path()).map_err(failed)?;
+        let subject = self.subject()?;
+        let data =
+            LayerData::whole(blob, &self.dir, file, (data_len, chunks), subject, &self.space);
+        self.space.charge(data_len);
+        self.space.upkeep.notify_one();
+        Ok(Arc::clone(open.insert(Arc::new(data))))
+    }
+
+    /// Removes everything: the objects are wrong, or nobody wants the layer any more. Open handles
+    /// keep reading the file they have. Blocks.
+    pub fn remove(&self) -> Result<(), Error> {
+        let blob = self.blob;
+        let mut data = self.data();
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        self.remove_data(&mut data)?;
+        disk::remove_durably(&self.dir, TABLE)
+            .and_then(|()| fs::remove_dir_all(&self.dir))
+            .map_err(|source| Error::Remove { blob, source })
+    }
+
+    /// Bytes that the layer occupies on disk, holes not counted. Blocks.
+    pub fn allocated(&self) -> Result<u64, Error> {
+        let blob = self.blob;
+        disk::allocated(&self.dir).map_err(|source| Error::Read { blob, name: "directory", source })
+    }
+
+    /// Removes the data file, if nobody has it open. Whether it did.
+    pub(crate) fn evict_data(&self) -> Result<bool, Error> {
+        let mut data = self.data();
+        if data.as_ref().is_some_and(|data| Arc::strong_count(data) > 1) {
+            return Ok(false);
+        }
+        self.remove_data(&mut data)?;
+        Ok(true)
+    }
+
+    pub(crate) fn checkpoint(&self) -> Result<(), Error> {
+        let data = self.data().clone();
+        data.map_or(Ok(()), |data| data.checkpoint())
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.data().as_ref().is_some_and(|data| data.is_dirty())
+    }
+
+    /// Whether somebody has the data file open.
+    pub(crate) fn is_read(&self) -> bool {
+        self.data().as_ref().is_some_and(|data| Arc::strong_count(data) > 1)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn data(&self) -> MutexGuard<'_, Option<Arc<LayerData>>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn same(
+        &self,
+        data: &Arc<LayerData>,
+        len: u64,
+        chunks: usize,
+    ) -> Result<Arc<LayerData>, Error> {
+        if (data.len(), data.chunks()) == (len, chunks) {
+            return Ok(Arc::clone(data));
+        }
+        let text = |len, chunks| format!("{len} bytes in {chunks} chunks");
+        let (known, claimed) = (text(data.len(), data.chunks()), text(len, chunks));
+        Err(Error::InUse { blob: self.blob, known, claimed })
+    }
+
+    /// The bitmap first: it must never describe a file that is gone.
+    fn remove_data(&self, open: &mut Option<Arc<LayerData>>) -> Result<(), Error> {
+        let blob = self.blob;
+        if let Some(data) = open.take() {
+            data.retire();
+        }
+        disk::remove_durably(&self.dir, CHUNKS)
+            .and_then(|()| disk::remove(&self.dir.join(DATA)))
+            .map(|_| ())
+            .map_err(|source| Error::Remove { blob, source })
+    }
+
+    /// What the chunk bits were decoded by: the index that the stored table names, or zeros.
+    fn subject(&self) -> Result<[u8; 32], Error> {
+        Ok(self.stored_index()?.map_or([0; 32], |index| *index.as_bytes()))
+    }
+
+    fn stored_index(&self) -> Result<Option<Digest>, Error> {
+        let table = self.read(TABLE)?;
+        Ok(table.and_then(|table| PieceTable::decode(&table).ok()).map(|table| table.index))
+    }
+
+    fn read(&self, name: &'static str) -> Result<Option<Vec<u8>>, Error> {
+        let blob = self.blob;
+        disk::read_optional(&self.dir.join(name)).map_err(|source| Error::Read {
+            blob,
+            name,
+            source,
+        })
+    }
+
+    fn make_dir(&self) -> Result<(), Error> {
+        let blob = self.blob;
+        fs::create_dir_all(&self.dir).map_err(|source| Error::Write {
+            blob,
+            name: "directory",
+            source,
+        })
+    }
+}
