@@ -8,8 +8,10 @@ mod chunk_stream;
 mod decoder;
 mod gzip;
 mod raw_inflate;
+mod sparse;
 mod stored;
 mod stream;
+mod table;
 #[cfg(test)]
 mod tests;
 mod zstd;
@@ -83,9 +85,11 @@ struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Event {
     None,
-    /// A deflate block that isn't its member's first starts at this bit of the blob.
+    /// A deflate block that isn't its member's first starts at bit `bit` of the blob, which is read up
+    /// to byte `at`.
     Block {
         bit: u64,
+        at: u64,
     },
     /// A member or frame that isn't inside a chunk by necessity starts at this byte of the blob.
     Start {

@@ -2,18 +2,16 @@
 
 use super::gzip::Members;
 use super::stream::Stream;
+use super::table::{Entry, Table};
 use super::zstd::Frames;
-use super::{Compression, Decoded, Error, Event, WINDOW_LEN, stored};
-use crate::chunk::{Chunk, State};
+use super::{Compression, Decoded, Error, Event, stored};
+use crate::chunk::State;
 
 /// Decoded bytes between two checkpoints inside a gzip member. Part of the index format.
 pub const SPAN: u64 = 1 << 20;
 
 /// Members and frames shorter than this (decoded) share a chunk. Part of the index format.
 const MIN_CHUNK: u64 = SPAN / 4;
-
-/// zstd's level for windows. Part of the index format.
-const WINDOW_LEVEL: i32 = 3;
 
 /// Bytes that go out at a time: fits the second-level cache, and is long against a window.
 const ROOM: usize = 256 << 10;
@@ -75,7 +73,7 @@ impl Decoder {
         }
         let (chunks, windows) = match compression {
             Compression::Stored => (stored::chunks(data_len), Vec::new()),
-            Compression::Gzip | Compression::Zstd => self.table.finish(data_len, stream.end()),
+            Compression::Gzip | Compression::Zstd => self.table.finish(data_len, stream.end())?,
         };
         Ok(Decoded { compression, blob_len, data_len, chunks, windows })
     }
@@ -136,14 +134,17 @@ impl Pass<'_> {
     fn run(&mut self, mut input: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
         loop {
             // Decoding stops at blocks only past the span: stopping costs a copy of the window.
-            let missing = (self.table.start.data + SPAN).saturating_sub(*self.data);
+            let missing = (self.table.start() + SPAN).saturating_sub(*self.data);
             let room = &mut self.room[self.filled..];
             let room_len = usize::try_from(missing).map_or(room.len(), |m| match m {
                 0 => room.len(),
                 m => m.min(room.len()),
             });
             let step = self.stream.step(input, &mut room[..room_len], missing == 0)?;
-            input = &input[step.consumed..];
+            let (consumed, rest) = input.split_at(step.consumed);
+            input = rest;
+            let produced = &self.room[self.filled..self.filled + step.produced];
+            self.table.follow(consumed, produced);
             self.filled += step.produced;
             *self.data += step.produced as u64;
             if *self.data > self.limit {
@@ -163,83 +164,20 @@ impl Pass<'_> {
     /// Only what lies *behind* the span is a checkpoint: a boundary exactly there may have been
     /// passed unseen, depending on where the input was cut.
     fn note(&mut self, event: Event) -> Result<(), Error> {
-        let len = *self.data - self.table.start.data;
+        let len = *self.data - self.table.start();
         match event {
-            Event::Block { bit } if len > SPAN => match self.stream.window() {
-                Some(window) => self.table.enter_block(*self.data, bit, &window),
+            Event::Block { bit, at } if len > SPAN => match self.stream.window() {
+                Some(window) => self.table.enter_block(*self.data, bit, at, window),
                 None => Ok(()),
             },
             Event::Start { at } if len == 0 || len >= MIN_CHUNK => {
-                let compressed = matches!(self.stream, Stream::Zstd(_));
-                let state = if compressed {
-                    State::ZstdFrame
-                } else {
-                    State::Gzip { bit: 0, window: None }
+                let state = match self.stream {
+                    Stream::Zstd(_) => State::ZstdFrame,
+                    _ => State::Gzip { bit: 0, window: None },
                 };
-                self.table.cut(*self.data, at, at, state);
-                Ok(())
+                self.table.cut(*self.data, at, at, Entry::State(state))
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The chunks so far.
-struct Table {
-    chunks: Vec<Chunk>,
-    windows: Vec<u8>,
-    /// Where the chunk that is being decoded starts.
-    start: Start,
-}
-
-struct Start {
-    data: u64,
-    blob: u64,
-    state: State,
-}
-
-impl Table {
-    const fn new() -> Self {
-        let start = Start { data: 0, blob: 0, state: State::Gzip { bit: 0, window: None } };
-        Self { chunks: Vec::new(), windows: Vec::new(), start }
-    }
-
-    fn enter_block(&mut self, data: u64, bit: u64, window: &[u8; WINDOW_LEN]) -> Result<(), Error> {
-        let at = bit / 8;
-        let packed = zstd::bulk::compress(window, WINDOW_LEVEL)
-            .map_err(|source| Error::CompressWindow { at, source })?;
-        let start = u32::try_from(self.windows.len());
-        self.windows.extend_from_slice(&packed);
-        let end = u32::try_from(self.windows.len());
-        let (Ok(start), Ok(end)) = (start, end) else {
-            return Err(Error::Windows { limit: u32::MAX });
-        };
-        let state = State::Gzip { bit: (bit % 8) as u8, window: Some(start..end) };
-        self.cut(data, at, bit.div_ceil(8), state);
-        Ok(())
-    }
-
-    /// Ends the chunk at `end` in the blob and starts the next at `blob`: both hold the byte in between
-    /// if the cut is inside one.
-    fn cut(&mut self, data: u64, blob: u64, end: u64, state: State) {
-        let start = std::mem::replace(&mut self.start, Start { data, blob, state });
-        self.close(start, data, end);
-    }
-
-    /// A chunk without data is none: its compressed bytes belong to nobody.
-    fn close(&mut self, start: Start, data: u64, end: u64) {
-        if data > start.data {
-            let Start { data: from, blob, state } = start;
-            self.chunks.push(Chunk { data: from..data, blob: blob..end, state });
-        } else if let State::Gzip { window: Some(window), .. } = start.state {
-            self.windows.truncate(window.start as usize);
-        }
-    }
-
-    fn finish(mut self, data: u64, end: u64) -> (Vec<Chunk>, Vec<u8>) {
-        let start = Start { data, blob: end, state: State::Stored };
-        let last = std::mem::replace(&mut self.start, start);
-        self.close(last, data, end);
-        (self.chunks, self.windows)
     }
 }

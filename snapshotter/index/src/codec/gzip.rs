@@ -107,7 +107,9 @@ impl Members {
         }
         let event = match step.at {
             At::Middle => Event::None,
-            At::Block { unused_bits } => Event::Block { bit: self.at * 8 - u64::from(unused_bits) },
+            At::Block { unused_bits } => {
+                Event::Block { bit: self.at * 8 - u64::from(unused_bits), at: self.at }
+            }
             At::End => {
                 self.part = Part::Trailer { bytes: [0; 8], have: 0 };
                 Event::None
