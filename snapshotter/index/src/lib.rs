@@ -3,4 +3,7 @@
 
 pub mod chunk;
 pub mod codec;
+pub mod erofs;
 pub mod index;
+pub mod tar;
+pub mod tree;
