@@ -1,37 +1,147 @@
-use std::io::Read;
-fn cpu_s() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap();
-    text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
-}
-fn main() {
-    let blob = std::fs::read(std::env::args().nth(1).unwrap()).unwrap();
-    for _ in 0..3 {
-        let t = cpu_s();
-        let mut d = flate2::read::MultiGzDecoder::new(&blob[..]);
-        let mut buf = vec![0; 256 << 10];
-        let mut n = 0;
-        loop {
-            let k = d.read(&mut buf).unwrap();
-            if k == 0 {
-                break;
-            }
-            n += k;
-        }
-        let plain = cpu_s() - t;
-        let t = cpu_s();
-        let mut dec = skimmer_index::codec::Decoder::new(1 << 40);
-        let mut m = 0;
-        for part in blob.chunks(1 << 20) {
-            dec.push(part, &mut |b| m += b.len()).unwrap();
-        }
-        let out = dec.finish(&mut |_| ()).unwrap();
-        let ours = cpu_s() - t;
-        println!(
-            "{n} {m} plain {plain:.3} ours {ours:.3} ratio {:.3} windows {} ({:.4}) chunks {}",
-            ours / plain,
-            out.windows.len(),
-            out.windows.len() as f64 / blob.len() as f64,
-            out.chunks.len()
-        );
+//! What building the index of a blob costs and weighs, beside plain decoding, as one JSON object.
+//!
+//! `index_build BLOB [ROUNDS]`: medians of CPU seconds of one thread (default 5 rounds, alternating):
+//! - `plain_decode_cpu_s`: flate2 (zlib-rs) or zstd, nothing else;
+//! - `build_cpu_s`: decoding with checkpoints, tar walk, tree, inodes, encoding; `ratio` is over plain;
+//! - `pass_cpu_s`: the same with the blob's SHA-256, the DiffID and the pieces' BLAKE3 values.
+//!
+//! And `random_read_ms`: decoding the one chunk that a random 4 KiB read needs, median of 200.
+
+use std::io::{Cursor, Read};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use skimmer_index::build::{BlobSums, DataScan, Decoder, Scanned, Sums, assemble};
+use skimmer_index::chunk::decode_chunk;
+use skimmer_index::codec::Compression;
+use skimmer_index::index::LayerIndex;
+use skimmer_index::tar::{Limits, TarWalk};
+use skimmer_index::tree::TreeBuilder;
+use skimmer_proto::{Digest, Geometry};
+
+const PUSH: usize = 1 << 20;
+const MAX_DATA: u64 = 1 << 40;
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().context("usage: index_build BLOB [ROUNDS]")?;
+    let rounds: usize = args.next().map_or(Ok(5), |n| n.parse())?;
+    let blob = std::fs::read(&path).with_context(|| format!("read {path}"))?;
+    let (mut plain, mut build, mut pass) = (Vec::new(), Vec::new(), Vec::new());
+    let mut encoded = Vec::new();
+    for _ in 0..rounds {
+        plain.push(timed(|| plain_decode(&blob))?.1);
+        let (built, spent) = timed(|| index_only(&blob))?;
+        build.push(spent);
+        let (full, spent) = timed(|| whole_pass(&blob))?;
+        pass.push(spent);
+        ensure!(built == full, "two builds of {path} differ");
+        encoded = full;
     }
+    let index = LayerIndex::decode(&encoded)?;
+    let (plain, build, pass) = (median(plain), median(build), median(pass));
+    println!(
+        "{}",
+        serde_json::json!({
+            "blob_bytes": blob.len(), "data_bytes": index.tar_len, "index_bytes": encoded.len(),
+            "index_share": encoded.len() as f64 / blob.len() as f64,
+            "inodes_bytes": index.inodes.len(), "windows_bytes": index.windows.len(),
+            "chunks": index.chunks.len(),
+            "plain_decode_cpu_s": plain, "build_cpu_s": build, "ratio": build / plain,
+            "pass_cpu_s": pass, "pass_ratio": pass / plain,
+            "random_read_ms": random_reads(&index, &blob)?,
+        })
+    );
+    Ok(())
+}
+
+fn plain_decode(blob: &[u8]) -> Result<u64> {
+    let mut decoder: Box<dyn Read> = match Compression::sniff(blob) {
+        Compression::Stored => Box::new(blob),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(blob)),
+        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(Cursor::new(blob))?),
+    };
+    let (mut room, mut len) = (vec![0; 256 << 10], 0);
+    loop {
+        match decoder.read(&mut room)? {
+            0 => return Ok(len),
+            n => len += n as u64,
+        }
+    }
+}
+
+fn index_only(blob: &[u8]) -> Result<Vec<u8>> {
+    let mut decoder = Decoder::new(MAX_DATA);
+    let (mut walk, mut tree) =
+        (TarWalk::new(Limits::default()), TreeBuilder::new(Limits::default()));
+    let mut scanned = Ok(());
+    let mut scan = |bytes: &[u8]| {
+        if scanned.is_ok() {
+            scanned = walk.push(bytes, &mut |entry| Ok(tree.insert(entry)?));
+        }
+    };
+    for part in blob.chunks(PUSH) {
+        decoder.push(part, &mut scan)?;
+    }
+    let decoded = decoder.finish(&mut scan)?;
+    scanned?;
+    let nothing = Digest::of(b"");
+    let scanned = Scanned { diff_id: nothing, tree: tree.finish()?, tar_len: walk.finish()? };
+    let geometry = Geometry::of(blob.len() as u64).context("blob too long")?;
+    let values = vec![[0; 32]; geometry.pieces() as usize];
+    Ok(assemble(Sums { geometry, blob: nothing, values }, decoded, scanned)?.encoded)
+}
+
+fn whole_pass(blob: &[u8]) -> Result<Vec<u8>> {
+    let mut sums = BlobSums::new(blob.len() as u64)?;
+    let (mut decoder, mut scan) = (Decoder::new(MAX_DATA), DataScan::new(Limits::default()));
+    let mut scanned = Ok(());
+    let mut out = |bytes: &[u8]| {
+        if scanned.is_ok() {
+            scanned = scan.push(bytes);
+        }
+    };
+    for part in blob.chunks(PUSH) {
+        sums.push(part)?;
+        decoder.push(part, &mut out)?;
+    }
+    let decoded = decoder.finish(&mut out)?;
+    scanned?;
+    Ok(assemble(sums.finish()?, decoded, scan.finish()?)?.encoded)
+}
+
+fn random_reads(index: &LayerIndex, blob: &[u8]) -> Result<f64> {
+    let (mut spent, mut out, mut seed) = (Vec::new(), Vec::new(), 1u64);
+    for _ in 0..200.min(index.chunks.len() * 100) {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let at = (seed >> 16) % index.tar_len;
+        for run in index.chunks_covering(at..at + 1) {
+            for chunk in run {
+                let range = index.blob_range(chunk..chunk + 1);
+                let compressed = &blob[usize::try_from(range.start)?..usize::try_from(range.end)?];
+                let start = Instant::now();
+                decode_chunk(index, chunk, compressed, &mut out)?;
+                spent.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(median(spent))
+}
+
+/// What `work` returns, and the CPU seconds it took this thread.
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let start = cpu_s()?;
+    let done = work()?;
+    Ok((done, cpu_s()? - start))
+}
+
+fn cpu_s() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let ns = text.split(' ').next().context("no time in schedstat")?;
+    Ok(ns.parse::<f64>()? / 1e9)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

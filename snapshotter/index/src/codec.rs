@@ -13,7 +13,7 @@ mod stored;
 mod stream;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod zstd;
 
 use crate::chunk::Chunk;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::chunk::Chunk;
 use crate::codec::Compression;
+use crate::erofs::Copy;
 
 pub use format::Error;
 
@@ -64,14 +65,6 @@ pub enum Layout {
     /// Assigned by the order of a TOC, each file at a multiple of 512; chunks may leave gaps, which
     /// are zeros.
     Toc,
-}
-
-/// Bytes of the data file that appear a second time in its overflow area.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
-    pub from: u64,
-    pub to: u64,
-    pub len: u64,
 }
 
 impl LayerIndex {

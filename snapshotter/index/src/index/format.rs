@@ -7,9 +7,10 @@
 use std::io::Read;
 use std::ops::Range;
 
-use super::{Copy, LayerIndex, Layout};
+use super::{LayerIndex, Layout};
 use crate::chunk::{Chunk, State};
 use crate::codec::Compression;
+use crate::erofs::Copy;
 
 const MAGIC: &[u8; 8] = b"SKINDEX1";
 const HEADER_LEN: usize = 40 + 4 * 16;

@@ -5,9 +5,10 @@
 
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-use super::{Copy, Error, LayerIndex, Layout};
+use super::{Error, LayerIndex, Layout};
 use crate::chunk::{Chunk, State};
 use crate::codec::Compression;
+use crate::erofs::Copy;
 
 fn chunk(data: std::ops::Range<u64>, blob: std::ops::Range<u64>, state: State) -> Chunk {
     Chunk { data, blob, state }
