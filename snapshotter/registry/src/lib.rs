@@ -1,1 +1,28 @@
-//! placeholder
+//! The registry client: ranges of blobs from container registries, and what a reference stands for.
+//!
+//! One direction of flow: what was configured ([`hosts`], [`credentials`]) → how to get in
+//! ([`challenge`], [`auth`]) → one request ([`http`], [`range`]) → whom to ask and how often
+//! ([`tries`]) → whole transfers ([`blobs`], [`resolve`]) → [`Registry`].
+
+mod auth;
+mod backoff;
+mod blobs;
+mod challenge;
+mod credentials;
+mod hosts;
+mod http;
+mod manifest;
+pub mod media;
+mod origin;
+pub mod platform;
+mod range;
+mod redact;
+mod registry;
+pub mod resolve;
+mod tls;
+mod tries;
+
+pub use media::LayerKind;
+pub use platform::Platform;
+pub use registry::{Config, Error, Ping, Registry};
+pub use resolve::{Descriptor, Document, Resolved};

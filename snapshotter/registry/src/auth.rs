@@ -1,0 +1,368 @@
+//! Getting in: which Authorization header a request to an endpoint carries.
+//!
+//! Owns: what each endpoint demanded for each repository, and the tokens. One slot per endpoint and
+//! repository, locked while a token is fetched, so that many requests cause one.
+//!
+//! Invariants:
+//! - A credential goes to the endpoint that it is for, and to the token endpoint which that one names,
+//!   never from https to http.
+//! - A header handed out changes when config.json changes, when it is about to expire, and when a
+//!   request that used it was refused.
+
+mod token;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::StatusCode;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use tokio::time::Instant;
+
+use self::token::{Demand, Token};
+use crate::backoff;
+use crate::challenge;
+use crate::credentials::{self, Credential, Credentials, Version};
+use crate::hosts::Endpoint;
+use crate::origin::{authority, same_origin};
+use crate::redact::{self, ERROR_BODY_BYTES, PlainUrl, Quote};
+use crate::tls::{self, Clients};
+
+const SLOTS: usize = 4096;
+const TOKEN_BYTES: usize = 256 << 10;
+/// For one exchange with a token endpoint.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a failure to get a token answers those who waited for the same one.
+const FAILURE_FRESH: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("look up credentials for {host}")]
+    Credentials { host: String, source: Arc<credentials::Error> },
+    #[error(
+        "{host} wants a user and a password, and config.json has none; run docker login {host}"
+    )]
+    NoCredentials { host: String },
+    #[error("{host} refused the credentials of config.json; run docker login {host}")]
+    Rejected { host: String },
+    #[error(
+        "{host} offers no way to authenticate that is known here (Basic, Bearer), but {offered:?}"
+    )]
+    Unsupported { host: String, offered: Vec<String> },
+    #[error(
+        "{host} sends clients to {realm} for a token, which is not encrypted; nothing was sent"
+    )]
+    Downgrade { host: String, realm: PlainUrl },
+    #[error("ask {realm} for a token")]
+    Ask { realm: PlainUrl, source: Arc<reqwest::Error> },
+    #[error("{realm} did not give a token within {DEADLINE:?}")]
+    Slow { realm: PlainUrl },
+    #[error("{realm} gave no token, but status {status}{said}")]
+    Refused { realm: PlainUrl, status: StatusCode, said: Quote, retry_after: Option<Duration> },
+    #[error("{realm} answered with something that is no token")]
+    Answer { realm: PlainUrl },
+    #[error(transparent)]
+    Tls(Arc<tls::Error>),
+}
+
+impl Error {
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Ask { .. } | Self::Slow { .. } => true,
+            Self::Refused { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the registry refused us, rather than failed.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::NoCredentials { .. } | Self::Rejected { .. } => true,
+            Self::Refused { status, .. } => status.is_client_error() && !self.is_retryable(),
+            _ => false,
+        }
+    }
+
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Credentials { .. } | Self::Tls(_))
+    }
+
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+pub struct Auth {
+    credentials: Credentials,
+    slots: Mutex<HashMap<(String, String), Arc<Slot>>>,
+}
+
+type Slot = tokio::sync::Mutex<State>;
+
+/// What is known about one repository at one endpoint.
+#[derive(Default)]
+struct State {
+    /// `None` until the endpoint has asked for anything.
+    demand: Option<Scheme>,
+    given: Option<Given>,
+    failed: Option<(Instant, Error)>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Scheme {
+    Basic,
+    Bearer(Demand),
+}
+
+struct Given {
+    header: HeaderValue,
+    renew_at: Option<Instant>,
+    version: Version,
+}
+
+impl Auth {
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials, slots: Mutex::default() }
+    }
+
+    /// The header for a request, as far as the endpoint's demands are known.
+    pub async fn header(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        repository: &str,
+    ) -> Result<Option<HeaderValue>, Error> {
+        let slot = self.slot(endpoint, repository);
+        let mut state = slot.lock().await;
+        let Some(demand) = state.demand.clone() else { return Ok(None) };
+        self.give(&mut state, &demand, clients, endpoint, repository, false).await.map(Some)
+    }
+
+    /// The header that answers a 401 to a request that carried `used`.
+    pub async fn answer(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        repository: &str,
+        refusal: &HeaderMap,
+        used: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, Error> {
+        let slot = self.slot(endpoint, repository);
+        let mut state = slot.lock().await;
+        if state.given.as_ref().is_some_and(|given| Some(&given.header) == used) {
+            state.given = None;
+        }
+        let demand = demanded(endpoint, repository, refusal)?;
+        if state.demand.as_ref() != Some(&demand) {
+            *state = State { demand: Some(demand.clone()), ..State::default() };
+        }
+        let given =
+            self.give(&mut state, &demand, clients, endpoint, repository, used.is_some()).await?;
+        if demand == Scheme::Basic && Some(&given) == used {
+            state.given = None;
+            return Err(Error::Rejected { host: host(endpoint) });
+        }
+        Ok(given)
+    }
+
+    async fn give(
+        &self,
+        state: &mut State,
+        demand: &Scheme,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        repository: &str,
+        again: bool,
+    ) -> Result<HeaderValue, Error> {
+        let version = self.credentials.version();
+        let now = Instant::now();
+        if let Some(given) = &state.given
+            && given.version == version
+            && given.renew_at.is_none_or(|at| now < at)
+        {
+            return Ok(given.header.clone());
+        }
+        if let Some((at, error)) = &state.failed
+            && now.duration_since(*at) < FAILURE_FRESH
+        {
+            return Err(error.clone());
+        }
+        let got = match demand {
+            Scheme::Basic => self.basic(endpoint, repository, again).await.map(|h| (h, None)),
+            Scheme::Bearer(demand) => self
+                .token(clients, endpoint, repository, demand, again)
+                .await
+                .map(|token| (token.header, Some(now + token.usable))),
+        };
+        match got {
+            Ok((header, renew_at)) => {
+                state.failed = None;
+                state.given = Some(Given { header: header.clone(), renew_at, version });
+                Ok(header)
+            }
+            Err(error) => {
+                state.given = None;
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn basic(
+        &self,
+        endpoint: &Endpoint,
+        repository: &str,
+        again: bool,
+    ) -> Result<HeaderValue, Error> {
+        match self.credential(endpoint, repository, again).await? {
+            Some(Credential::Password { username, secret }) => Ok(basic(&username, &secret)),
+            Some(Credential::Bearer(token)) => {
+                token::bearer(&token).ok_or_else(|| Error::NoCredentials { host: host(endpoint) })
+            }
+            Some(Credential::Identity(_)) | None => {
+                Err(Error::NoCredentials { host: host(endpoint) })
+            }
+        }
+    }
+
+    async fn token(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        repository: &str,
+        demand: &Demand,
+        again: bool,
+    ) -> Result<Token, Error> {
+        let realm = PlainUrl::from(&demand.realm);
+        if endpoint.base.scheme() == "https" && demand.realm.scheme() != "https" {
+            return Err(Error::Downgrade { host: host(endpoint), realm });
+        }
+        let credential = match self.credential(endpoint, repository, again).await {
+            Ok(credential) => credential,
+            // Public images need none: docker goes on without, too.
+            Err(error) => {
+                tracing::warn!(host = host(endpoint), error = chain(&error), "asking as nobody");
+                None
+            }
+        };
+        if let Some(Credential::Bearer(token)) = &credential
+            && let Some(header) = token::bearer(token)
+        {
+            return Ok(Token { header, usable: DEADLINE });
+        }
+        let own = same_origin(&demand.realm, &endpoint.base);
+        let tls = if own { (*endpoint.tls).clone() } else { endpoint.tls.anonymous() };
+        let client = clients.for_url(&tls, &demand.realm).map_err(|e| Error::Tls(Arc::new(e)))?;
+        let (request, sent) = match credential {
+            Some(Credential::Identity(identity)) => {
+                let form = demand.form(&identity);
+                let kind = "application/x-www-form-urlencoded";
+                let sent = HeaderValue::from_str(&format!("Bearer {identity}")).ok();
+                (client.post(demand.realm.clone()).header(CONTENT_TYPE, kind).body(form), sent)
+            }
+            Some(Credential::Password { username, secret }) => {
+                let header = basic(&username, &secret);
+                (client.get(demand.url()).header(AUTHORIZATION, header.clone()), Some(header))
+            }
+            Some(Credential::Bearer(_)) | None => (client.get(demand.url()), None),
+        };
+        let exchange = exchange(request, &realm, sent.as_ref());
+        match tokio::time::timeout(DEADLINE, exchange).await {
+            Ok(token) => token,
+            Err(_) => Err(Error::Slow { realm }),
+        }
+    }
+
+    async fn credential(
+        &self,
+        endpoint: &Endpoint,
+        repository: &str,
+        again: bool,
+    ) -> Result<Option<Credential>, Error> {
+        let host = host(endpoint);
+        let found = self.credentials.find(&host, repository, again).await;
+        found.map_err(|e| Error::Credentials { host, source: Arc::new(e) })
+    }
+
+    fn slot(&self, endpoint: &Endpoint, repository: &str) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= SLOTS {
+            slots.clear();
+        }
+        let key = (endpoint.base.to_string(), repository.to_owned());
+        Arc::clone(slots.entry(key).or_default())
+    }
+}
+
+/// The best of the ways that a 401 offers: a token before a password.
+fn demanded(endpoint: &Endpoint, repository: &str, refusal: &HeaderMap) -> Result<Scheme, Error> {
+    let headers = refusal.get_all(WWW_AUTHENTICATE).iter();
+    let offered: Vec<_> = headers.flat_map(|value| challenge::parse(value.as_bytes())).collect();
+    let bearer = offered.iter().filter(|c| c.scheme == "bearer");
+    if let Some(demand) = bearer.filter_map(|c| Demand::new(c, repository)).next() {
+        return Ok(Scheme::Bearer(demand));
+    }
+    if offered.iter().any(|c| c.scheme == "basic") {
+        return Ok(Scheme::Basic);
+    }
+    let offered = offered.iter().take(5).map(|c| c.scheme.chars().take(40).collect()).collect();
+    Err(Error::Unsupported { host: host(endpoint), offered })
+}
+
+async fn exchange(
+    request: reqwest::RequestBuilder,
+    realm: &PlainUrl,
+    sent: Option<&HeaderValue>,
+) -> Result<Token, Error> {
+    let failed =
+        |e: reqwest::Error| Error::Ask { realm: realm.clone(), source: Arc::new(e.without_url()) };
+    let mut response = request.send().await.map_err(failed)?;
+    let status = response.status();
+    let limit = if status.is_success() { TOKEN_BYTES } else { ERROR_BODY_BYTES };
+    let mut body = Vec::new();
+    while body.len() < limit
+        && let Some(chunk) = response.chunk().await.map_err(failed)?
+    {
+        body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
+    }
+    let headers = response.headers();
+    if !status.is_success() {
+        let retry_after = headers.get(RETRY_AFTER);
+        return Err(Error::Refused {
+            realm: realm.clone(),
+            status,
+            said: redact::quote(headers.get(CONTENT_TYPE), &body, sent),
+            retry_after: retry_after.and_then(|v| backoff::retry_after(v, SystemTime::now())),
+        });
+    }
+    let date = headers.get(DATE).and_then(|value| value.to_str().ok());
+    let date = date.and_then(|value| httpdate::parse_http_date(value).ok());
+    token::parse(&body, date).ok_or_else(|| Error::Answer { realm: realm.clone() })
+}
+
+fn basic(username: &str, secret: &str) -> HeaderValue {
+    let text = format!("Basic {}", STANDARD.encode(format!("{username}:{secret}")));
+    // Base64 is always a legal header.
+    let mut header = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Basic"));
+    header.set_sensitive(true);
+    header
+}
+
+fn host(endpoint: &Endpoint) -> String {
+    authority(&endpoint.base)
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

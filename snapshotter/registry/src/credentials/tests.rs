@@ -1,0 +1,127 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn password(username: &str, secret: &str) -> Option<Credential> {
+    Some(Credential::Password { username: username.to_owned(), secret: secret.to_owned() })
+}
+
+#[test]
+fn finds_the_entry_that_fits_best() {
+    let text = r#"{"auths": {
+        "https://index.docker.io/v1/": {"auth": "aHViOnMzY3JldA=="},
+        "ghcr.io": {"auth": "Z2g6YTpi"},
+        "ghcr.io/org": {"username": "org", "password": "p"},
+        "https://r.example:5000": {"identitytoken": "id"},
+        "t.example": {"registrytoken": "bearer"},
+        "u.example": {"auth": "PHRva2VuPjppZA"},
+        "empty.example": {}
+    }}"#;
+    let file = file::parse(text.as_bytes(), "config.json").unwrap();
+    for (host, repository, expected) in [
+        ("docker.io", "library/debian", password("hub", "s3cret")),
+        ("ghcr.io", "a/b", password("gh", "a:b")),
+        ("ghcr.io", "org/b", password("org", "p")),
+        ("ghcr.io", "organ/b", password("gh", "a:b")),
+        ("r.example:5000", "a", Some(Credential::Identity("id".to_owned()))),
+        ("r.example", "a", None),
+        ("t.example", "a", Some(Credential::Bearer("bearer".to_owned()))),
+        ("u.example", "a", Some(Credential::Identity("id".to_owned()))),
+        ("empty.example", "a", None),
+        ("other.example", "a", None),
+    ] {
+        assert!(file.find(host, repository).cloned() == expected, "{host}/{repository}");
+    }
+}
+
+#[test]
+fn a_wrong_file_is_named_without_its_secrets() {
+    for (text, words) in [
+        ("{\n\"auths\": {\"a\": {\"auth\": \"s3cret!\"}}}", "auths.\"a\".auth is not the base64"),
+        ("{\n\"auths\": \"s3cret\"}", "/c.json, line 2"),
+        ("{\n", "not docker's config.json"),
+    ] {
+        let error = file::parse(text.as_bytes(), "/c.json").err().unwrap().to_string();
+        assert!(error.contains(words) && !error.contains("s3cret"), "{error}");
+    }
+    assert!(!format!("{:?}", password("user", "s3cret")).contains("s3cret"));
+}
+
+#[test]
+fn the_hosts_helper_goes_before_the_store() {
+    let text = br#"{"credHelpers": {"https://a.io": "own"}, "credsStore": "all"}"#;
+    let file = file::parse(text, "config.json").unwrap();
+    assert_eq!(file.helper("a.io"), Some("own"));
+    assert_eq!(file.helper("b.io"), Some("all"));
+    assert_eq!(file::parse(b"{\"credsStore\": \"\"}", "").unwrap().helper("b.io"), None);
+}
+
+#[tokio::test]
+async fn a_changed_file_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let credentials = Credentials::new(Some(path.clone()));
+    assert!(credentials.find("a.io", "x", false).await.unwrap().is_none());
+    let before = credentials.version();
+    fs::write(&path, r#"{"auths": {"a.io": {"username": "u", "password": "p"}}}"#).unwrap();
+    assert!(credentials.version() != before);
+    assert!(credentials.find("a.io", "x", false).await.unwrap() == password("u", "p"));
+}
+
+#[tokio::test]
+async fn helpers_are_bounded_and_their_names_checked() {
+    for name in ["../x", "a b", "a;b", ""] {
+        assert!(
+            matches!(helper::get(name, "a.io", "/bin".as_ref()).await, Err(HelperError::Name(_))),
+            "{name}"
+        );
+    }
+    let error =
+        helper::get("skimmer-test-does-not-exist", "a.io", "/bin".as_ref()).await.unwrap_err();
+    assert!(matches!(error, HelperError::Run { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn helpers_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("docker-credential-skimmertest");
+    fs::write(
+        &program,
+        "#!/bin/sh\nread -r server\ncase $server in\n\
+         a.io) echo '{\"ServerURL\":\"a.io\",\"Username\":\"u\",\"Secret\":\"p\"}';;\n\
+         t.io) echo '{\"Username\":\"<token>\",\"Secret\":\"id\"}';;\n\
+         https://index.docker.io/v1/) echo '{\"Username\":\"hub\",\"Secret\":\"p\"}';;\n\
+         n.io) echo 'credentials not found in native keychain'; exit 1;;\n\
+         b.io) echo hello;;\n\
+         *) exit 1;; esac\n",
+    )
+    .unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = folder.path().join("config.json");
+    fs::write(
+        &config,
+        r#"{"credsStore": "skimmertest", "auths": {"n.io": {"username": "f", "password": "p"}}}"#,
+    )
+    .unwrap();
+    let mut credentials = Credentials::new(Some(config));
+    credentials.programs = format!("{}:/usr/bin:/bin", folder.path().display()).into();
+    let find = async |host| credentials.find(host, "x", false).await;
+    assert!(find("a.io").await.unwrap() == password("u", "p"));
+    assert!(find("t.io").await.unwrap() == Some(Credential::Identity("id".to_owned())));
+    assert!(find("docker.io").await.unwrap() == password("hub", "p"));
+    assert!(find("n.io").await.unwrap() == password("f", "p"));
+    assert!(matches!(find("b.io").await, Err(Error::Helper(HelperError::Answer { .. }))));
+    assert!(matches!(find("x.io").await, Err(Error::Helper(HelperError::Failed { .. }))));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes: Vec<u8>, value in "[ -~]{0,40}") {
+        let _ = file::parse(&bytes, "config.json");
+        let text = serde_json::json!({"auths": {value.clone(): {"auth": value}}}).to_string();
+        let _ = file::parse(text.as_bytes(), "config.json");
+    }
+}
