@@ -1,1 +1,26 @@
-//! placeholder
+//! Fixtures for system tests and benchmarks: real containerds, registries and images, each private to a
+//! scenario and gone after it.
+//!
+//! Everything is synchronous to its caller and cleans up when dropped, also when a test panics. What a fixture waits
+//! for is a state that it polls, never a fixed time. Root is needed: mounts, namespaces, containers.
+
+pub mod command;
+pub mod containerd;
+pub mod cri;
+pub mod ctr;
+pub mod debian;
+pub mod image;
+pub mod issuer;
+pub mod layer;
+pub mod mounts;
+pub mod network;
+pub mod node;
+pub mod process;
+pub mod registry;
+pub mod scenario;
+pub mod skimmerd;
+pub mod snapshots;
+pub mod sweep;
+pub mod tar;
+pub mod tools;
+pub mod tree;

@@ -1,1 +1,4 @@
-//! placeholder
+//! System tests: real containerd, real registry, real containers. `integration/run` installs what they need.
+
+mod baseline;
+mod fixtures;

@@ -1,0 +1,288 @@
+//! A private containerd of one of three versions.
+//!
+//! Facts it builds on: no systemd is needed; with cgroup v1 or v2, `ctr run` and CRI put their cgroups at
+//! `/<namespace>/<id>` and runc makes them. The shim is found on `PATH`, so its own version's folder comes first
+//! there. runc's state would be in `/run/containerd/runc` for everyone: it is told to keep it in the scenario.
+//! A pod on the host's network needs no CNI configuration; containerd logs one error about that at start.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::process::Process;
+use crate::scenario::Scenario;
+use crate::{command, sweep, tools};
+
+/// The versions of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// Debian 12's 1.6
+    V1_6,
+    /// Debian 13's 1.7
+    V1_7,
+    /// Debian sid's 2.x, at least 2.1
+    V2,
+}
+
+/// All of them.
+pub const VERSIONS: [Version; 3] = [Version::V1_6, Version::V1_7, Version::V2];
+
+impl Version {
+    /// Its folder, with `usr/bin` below.
+    pub fn folder(self) -> anyhow::Result<&'static Path> {
+        let folders = tools::containerds()?;
+        folders
+            .get(self as usize)
+            .map(PathBuf::as_path)
+            .with_context(|| format!("no containerd {self:?}"))
+    }
+
+    /// Its number, such as `1.6.20`.
+    pub fn number(self) -> anyhow::Result<String> {
+        let name = self
+            .folder()?
+            .file_name()
+            .context("containerd has no folder")?
+            .to_string_lossy()
+            .into_owned();
+        Ok(name.trim_start_matches("containerd-").to_owned())
+    }
+
+    /// Whether `ctr image pull` goes through the transfer service unless told otherwise.
+    pub fn has_transfer_service(self) -> bool {
+        self == Self::V2
+    }
+}
+
+/// How a containerd is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// skimmerd's snapshot socket, registered as the snapshotter `skimmer`.
+    pub skimmer: Option<PathBuf>,
+    /// CRI is on, with this pause image.
+    pub pause_image: Option<String>,
+    /// CRI uses skimmer and hands image annotations to it, and the transfer service does too.
+    pub annotations: bool,
+    /// This configuration instead of a generated one.
+    pub configuration: Option<String>,
+}
+
+/// A running containerd.
+pub struct Containerd {
+    process: Option<Process>,
+    version: Version,
+    folder: PathBuf,
+    logs: PathBuf,
+    hosts: PathBuf,
+}
+
+/// Where a containerd called `name` of `scenario` listens, before it runs.
+pub fn address_of(scenario: &Scenario, name: &str) -> PathBuf {
+    scenario.path(name).join("c.sock")
+}
+
+impl Containerd {
+    /// A containerd with its own snapshotters only.
+    pub fn start(scenario: &Scenario, version: Version) -> anyhow::Result<Self> {
+        Self::start_with(scenario, "containerd", version, &Setup::default())
+    }
+
+    pub fn start_with(
+        scenario: &Scenario,
+        name: &str,
+        version: Version,
+        setup: &Setup,
+    ) -> anyhow::Result<Self> {
+        let folder = scenario.path(name);
+        std::fs::create_dir_all(folder.join("cni"))?;
+        let text = match &setup.configuration {
+            Some(text) => text.clone(),
+            None => configuration(version, &folder, &scenario.hosts(), setup),
+        };
+        std::fs::write(folder.join("config.toml"), text)?;
+        let mut containerd =
+            Self { process: None, version, folder, logs: scenario.logs(), hosts: scenario.hosts() };
+        containerd.run()?;
+        Ok(containerd)
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    pub fn address(&self) -> PathBuf {
+        self.folder.join("c.sock")
+    }
+
+    /// Its root folder, with the content store below.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// Its folder, for scratch files beside it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The `certs.d` it reads.
+    pub fn hosts(&self) -> &Path {
+        &self.hosts
+    }
+
+    /// Where its runc keeps containers.
+    pub fn runc_root(&self) -> PathBuf {
+        self.folder.join("runc")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// A call of its version's own ctr.
+    pub fn ctr(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(self.version.folder()?.join("usr/bin/ctr"));
+        command.arg("--address").arg(self.address());
+        Ok(command)
+    }
+
+    /// Kills it; containers go on.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// Starts it, again or for the first time.
+    pub fn run(&mut self) -> anyhow::Result<()> {
+        let programs = self.version.folder()?.join("usr/bin");
+        let mut command = Command::new(programs.join("containerd"));
+        command.arg("--config").arg(self.folder.join("config.toml"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", programs.display()));
+        let name = self
+            .folder
+            .file_name()
+            .context("containerd has no name")?
+            .to_string_lossy()
+            .into_owned();
+        let mut process = Process::start(&name, &command, &self.logs)?;
+        let address = self.address();
+        process.wait_ready("containerd serves", Duration::from_secs(30), || {
+            // `version` answers only once every plugin is up.
+            let mut probe = self.ctr().ok()?;
+            address
+                .exists()
+                .then(|| command::output_of(probe.arg("version"), Duration::from_secs(5)).ok())
+                .flatten()
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.process = None;
+        // Containers and shims outlive containerd; they name its socket or live below its folder.
+        sweep::folder(&self.folder);
+    }
+}
+
+/// containerd's configuration, which differs between versions (see containerd's `docs/cri/config.md`).
+fn configuration(version: Version, folder: &Path, hosts: &Path, setup: &Setup) -> String {
+    let base = folder.display();
+    let common = format!(
+        "root = '{base}/root'\nstate = '{base}/state'\n\
+         {disabled}\n\
+         [grpc]\naddress = '{base}/c.sock'\n\
+         [plugins.'io.containerd.internal.v1.opt']\npath = '{base}/opt'\n\
+         [plugins.'io.containerd.gc.v1.scheduler']\nstartup_delay = '100ms'\n",
+        disabled = disabled(version, setup),
+    );
+    let specific = match version {
+        Version::V1_6 | Version::V1_7 => configuration_1(base, hosts, setup),
+        Version::V2 => configuration_2(base, hosts, setup),
+    };
+    let number = if version == Version::V2 { 3 } else { 2 };
+    format!("version = {number}\n{common}{specific}")
+}
+
+fn disabled(version: Version, setup: &Setup) -> String {
+    let names: &[&str] = match (version, setup.pause_image.is_some()) {
+        (_, true) => &[],
+        (Version::V2, false) => &[
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+        ],
+        (_, false) => &["io.containerd.grpc.v1.cri"],
+    };
+    format!("disabled_plugins = {names:?}")
+}
+
+fn cri_snapshotter(setup: &Setup) -> &'static str {
+    if setup.skimmer.is_some() { "skimmer" } else { "overlayfs" }
+}
+
+fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
+    let mut text = String::new();
+    if let Some(socket) = &setup.skimmer {
+        text += &format!(
+            "[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{}'\n",
+            socket.display()
+        );
+    }
+    if let Some(pause) = &setup.pause_image {
+        text += &format!(
+            "[plugins.'io.containerd.grpc.v1.cri']\n\
+             sandbox_image = '{pause}'\ndisable_apparmor = true\nrestrict_oom_score_adj = true\n\
+             [plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '{hosts}'\n\
+             [plugins.'io.containerd.grpc.v1.cri'.cni]\nconf_dir = '{base}/cni'\n\
+             [plugins.'io.containerd.grpc.v1.cri'.containerd]\n\
+             snapshotter = '{snapshotter}'\ndisable_snapshot_annotations = {quiet}\n\
+             [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+             [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]\nRoot = '{base}/runc'\n",
+            hosts = hosts.display(),
+            snapshotter = cri_snapshotter(setup),
+            quiet = !setup.annotations,
+        );
+    }
+    text
+}
+
+fn configuration_2(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
+    let mut text = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n".to_owned();
+    let mut snapshotters = vec!["overlayfs"];
+    if let Some(socket) = &setup.skimmer {
+        text += &format!(
+            "[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{}'\n",
+            socket.display()
+        );
+        if setup.annotations {
+            text +=
+                "[proxy_plugins.skimmer.exports]\nenable_remote_snapshot_annotations = 'true'\n";
+        }
+        snapshotters.push("skimmer");
+    }
+    for name in snapshotters {
+        text += &format!(
+            "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n\
+             platform = 'linux/amd64'\nsnapshotter = '{name}'\ndiffer = ''\n"
+        );
+    }
+    if let Some(pause) = &setup.pause_image {
+        text += &format!(
+            "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = '{snapshotter}'\n\
+             [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{pause}'\n\
+             [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{hosts}'\n\
+             [plugins.'io.containerd.cri.v1.runtime']\ndisable_apparmor = true\nrestrict_oom_score_adj = true\n\
+             [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '{base}/cni'\n\
+             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nRoot = '{base}/runc'\n",
+            hosts = hosts.display(),
+            snapshotter = cri_snapshotter(setup),
+        );
+    }
+    text
+}

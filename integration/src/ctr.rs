@@ -1,0 +1,124 @@
+//! What people do with `ctr`, done with the ctr of the containerd's own version.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::command::{self, PATIENCE};
+use crate::containerd::Containerd;
+
+/// A pull: `ctr image pull`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pull<'a> {
+    pub reference: &'a str,
+    pub snapshotter: &'a str,
+    /// `--local`: fetched by ctr itself instead of by the transfer service of containerd 2.
+    pub local: bool,
+    /// `user:password`
+    pub user: Option<&'a str>,
+}
+
+impl<'a> Pull<'a> {
+    pub fn new(reference: &'a str, snapshotter: &'a str) -> Self {
+        Self { reference, snapshotter, local: false, user: None }
+    }
+}
+
+impl Containerd {
+    /// Pulls an image; an error holds what ctr printed.
+    pub fn pull(&self, pull: &Pull<'_>) -> anyhow::Result<String> {
+        command::output_of(&mut self.pull_command(pull)?, PATIENCE)
+    }
+
+    /// Pulls an image, which has to fail; returns what ctr printed.
+    pub fn pull_fails(&self, pull: &Pull<'_>) -> anyhow::Result<String> {
+        command::failure_of(&mut self.pull_command(pull)?, PATIENCE)
+    }
+
+    fn pull_command(&self, pull: &Pull<'_>) -> anyhow::Result<Command> {
+        let mut call = self.ctr()?;
+        call.args(["image", "pull", "--hosts-dir"])
+            .arg(self.hosts())
+            .args(["--snapshotter", pull.snapshotter]);
+        if pull.local && self.version().has_transfer_service() {
+            call.arg("--local");
+        }
+        if let Some(user) = pull.user {
+            call.args(["--user", user]);
+        }
+        call.arg(pull.reference);
+        Ok(call)
+    }
+
+    /// Runs `program` in a container of a pulled image, to its end; returns its output.
+    pub fn run_image(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        program: &[&str],
+    ) -> anyhow::Result<String> {
+        let mut call = self.ctr()?;
+        call.args(["run", "--rm", "--snapshotter", snapshotter, "--runc-root"])
+            .arg(self.runc_root());
+        call.args([reference, id]).args(program);
+        command::output_of(&mut call, PATIENCE)
+    }
+
+    /// Starts `program` in a container of a pulled image and leaves it running.
+    pub fn start_image(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        program: &[&str],
+    ) -> anyhow::Result<()> {
+        let mut call = self.ctr()?;
+        call.args(["run", "--detach", "--null-io", "--snapshotter", snapshotter, "--runc-root"]);
+        call.arg(self.runc_root()).args([reference, id]).args(program);
+        command::output_of(&mut call, PATIENCE)?;
+        Ok(())
+    }
+
+    /// Runs `program` in a running container; returns its output.
+    pub fn exec(&self, id: &str, program: &[&str]) -> anyhow::Result<String> {
+        let mut call = self.ctr()?;
+        call.args(["task", "exec", "--exec-id", &format!("exec-{}", unique()), id]).args(program);
+        command::output_of(&mut call, PATIENCE)
+    }
+
+    /// Kills and deletes a running container, its snapshot included.
+    pub fn remove_container(&self, id: &str) -> anyhow::Result<()> {
+        command::output_of(self.ctr()?.args(["task", "kill", "--signal", "KILL", id]), PATIENCE)?;
+        command::wait_for("the container's task can be deleted", Duration::from_secs(20), || {
+            let mut call = self.ctr().ok()?;
+            command::output_of(call.args(["task", "delete", id]), PATIENCE).ok()
+        })?;
+        command::output_of(self.ctr()?.args(["container", "delete", id]), PATIENCE)?;
+        Ok(())
+    }
+
+    /// Removes an image and waits for containerd's garbage collection.
+    pub fn remove_image(&self, reference: &str) -> anyhow::Result<()> {
+        command::output_of(self.ctr()?.args(["image", "remove", "--sync", reference]), PATIENCE)?;
+        Ok(())
+    }
+
+    /// The names of the images in the namespace `default`.
+    pub fn images(&self) -> anyhow::Result<Vec<String>> {
+        let names = command::output_of(self.ctr()?.args(["image", "list", "--quiet"]), PATIENCE)?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Makes containerd collect garbage now: removing an image that doesn't exist wouldn't, so one is made for it.
+    pub fn collect_garbage(&self, of: &str) -> anyhow::Result<()> {
+        let name = format!("gc.invalid/{}:latest", unique());
+        command::output_of(self.ctr()?.args(["image", "tag", of, &name]), PATIENCE)?;
+        self.remove_image(&name)
+    }
+}
+
+/// A number that this process hasn't used yet.
+pub fn unique() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}

@@ -1,0 +1,179 @@
+//! Real images: Debian with Python and numpy, made by debootstrap once and kept outside the checkout.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use skimmer_proto::Digest;
+
+use crate::command;
+use crate::image::{Image, Plan};
+use crate::layer::{Blob, Format, Layer};
+use crate::tools;
+
+/// Changes whenever what is made changes.
+const EDITION: &str = "debian-numpy-v1";
+
+/// Folders that get a layer of their own, above the one with everything else; the last one that matches counts.
+const LAYERS: [&[&str]; 6] = [
+    &[],
+    &["usr/lib/x86_64-linux-gnu", "usr/lib/gcc"],
+    &["usr/share", "usr/include"],
+    &["usr/bin", "usr/sbin", "etc", "var"],
+    &["usr/lib/python3", "usr/lib/python3.11"],
+    &["usr/lib/python3/dist-packages/numpy"],
+];
+
+/// The command whose first line of output says that numpy was imported.
+pub const COMMAND: [&str; 3] = ["python3", "-c", "import numpy; print(1)"];
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// Blob and DiffID, bottom layer first.
+    layers: Vec<(String, String)>,
+}
+
+/// Debian, Python and numpy in six gzip layers, more than 300 MB uncompressed; runs [`COMMAND`].
+///
+/// The first call takes minutes.
+pub fn numpy(folder: &Path) -> anyhow::Result<Image> {
+    let layers = cached("layers", |root, into| {
+        let lists = split(root)?;
+        lists.iter().enumerate().map(|(number, list)| pack(root, list, into, number)).collect()
+    })?;
+    plan("debian/numpy", layers).build(folder)
+}
+
+/// The same files and a 1 GB file of half-compressible data, in a single layer.
+pub fn single_layer(folder: &Path) -> anyhow::Result<Image> {
+    let layers = cached("single", |root, into| {
+        let weights = root.join("opt/model");
+        std::fs::create_dir_all(&weights)?;
+        write_weights(&weights.join("weights.bin"), 1 << 30)?;
+        let all = root_entries(root)?;
+        Ok(vec![pack(root, &all, into, 0)?])
+    })?;
+    plan("debian/single", layers).build(folder)
+}
+
+fn plan(name: &str, layers: Vec<Layer>) -> Plan {
+    let mut plan = Plan::new(name, layers);
+    plan.command = COMMAND.iter().map(|&part| part.to_owned()).collect();
+    plan
+}
+
+/// The layers that `make` makes of Debian's root file system, from the cache if they are there.
+fn cached(
+    name: &str,
+    make: impl FnOnce(&Path, &Path) -> anyhow::Result<Vec<Layer>>,
+) -> anyhow::Result<Vec<Layer>> {
+    let folder = tools::cache().join("images").join(format!("{EDITION}-{name}"));
+    let record = folder.join("record.json");
+    if !record.exists() {
+        let building =
+            tools::cache().join("images").join(format!(".{EDITION}-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&building)?;
+        let root = debootstrap(&building)?;
+        let layers = make(&root, &building)?;
+        command::run("rm", ["-rf".as_ref(), root.as_os_str()])?;
+        let layers =
+            layers.iter().map(|l| (l.blob.digest.to_string(), l.diff_id.to_string())).collect();
+        std::fs::write(building.join("record.json"), serde_json::to_vec(&Record { layers })?)?;
+        // Someone else may have been faster; theirs is as good.
+        let _ = std::fs::rename(&building, &folder);
+        let _ = std::fs::remove_dir_all(&building);
+    }
+    let record: Record = serde_json::from_slice(&std::fs::read(&record)?)?;
+    let load = |(blob, diff_id): &(String, String)| -> anyhow::Result<Layer> {
+        let digest: Digest = blob.parse()?;
+        let path = folder.join(digest.hex());
+        let size =
+            std::fs::metadata(&path).with_context(|| format!("find {}", path.display()))?.len();
+        Ok(Layer {
+            blob: Blob { digest, size, path },
+            diff_id: diff_id.parse()?,
+            format: Format::Gzip,
+        })
+    };
+    record.layers.iter().map(load).collect()
+}
+
+/// Debian's root file system below `folder`, from this machine's own mirror.
+fn debootstrap(folder: &Path) -> anyhow::Result<PathBuf> {
+    let root = folder.join("root");
+    let mirror = tools::script("debian-mirror")?.first().context("no Debian mirror")?.clone();
+    let mut call = Command::new("debootstrap");
+    call.args(["--variant=minbase", "--include=python3-numpy", "bookworm"]).arg(&root).arg(mirror);
+    command::output_of(&mut call, Duration::from_secs(1800)).context("debootstrap")?;
+    for folder in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+        command::run(
+            "find",
+            [root.join(folder).as_os_str(), "-type".as_ref(), "f".as_ref(), "-delete".as_ref()],
+        )?;
+    }
+    Ok(root)
+}
+
+/// Every path of the tree belongs to one layer; parents come first.
+fn split(root: &Path) -> anyhow::Result<Vec<Vec<String>>> {
+    let mut lists: Vec<Vec<String>> = vec![Vec::new(); LAYERS.len()];
+    for path in root_entries(root)? {
+        let within = |prefix: &str| {
+            path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let layer = LAYERS
+            .iter()
+            .rposition(|prefixes| prefixes.iter().any(|prefix| within(prefix)))
+            .unwrap_or(0);
+        lists[layer].push(path);
+    }
+    Ok(lists)
+}
+
+/// All paths below `root`, relative, sorted.
+fn root_entries(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut find = Command::new("find");
+    find.current_dir(root).args([".", "-mindepth", "1", "-printf", "%P\\n"]);
+    let listing = command::output_of(&mut find, command::PATIENCE)?;
+    let mut paths: Vec<String> = listing.lines().map(str::to_owned).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Packs `paths` into one layer, compressed with zlib's default level as registries' images are.
+fn pack(root: &Path, paths: &[String], into: &Path, number: usize) -> anyhow::Result<Layer> {
+    let list = into.join(format!("{number}.list"));
+    let tar = into.join(format!("{number}.tar"));
+    std::fs::write(&list, paths.join("\n"))?;
+    let mut call = Command::new("tar");
+    call.args(["--create", "--numeric-owner", "--no-recursion", "--format=pax", "--xattrs"]);
+    call.args(["--pax-option=delete=atime,delete=ctime", "--directory"]).arg(root);
+    call.arg("--files-from").arg(&list).arg("--file").arg(&tar);
+    command::output_of(&mut call, Duration::from_secs(600)).context("pack a layer")?;
+    let diff_id = Blob::of_file(&tar)?.digest;
+    let mut gzip = Command::new("gzip");
+    gzip.args(["-6", "--no-name"]).arg(&tar);
+    command::output_of(&mut gzip, Duration::from_secs(1200)).context("compress a layer")?;
+    let packed = Blob::of_file(&into.join(format!("{number}.tar.gz")))?;
+    let path = into.join(packed.digest.hex());
+    std::fs::rename(&packed.path, &path)?;
+    std::fs::remove_file(&list)?;
+    Ok(Layer { blob: Blob { path, ..packed }, diff_id, format: Format::Gzip })
+}
+
+/// Bytes like those of model weights: in every four, two have no structure.
+fn write_weights(path: &Path, length: usize) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    let block = 1 << 20;
+    for number in 0..length / block {
+        let noise = crate::layer::noise(number as u64 + 1, block / 2);
+        let bytes: Vec<u8> =
+            noise.chunks_exact(2).flat_map(|pair| [pair[0], pair[1], 0x3c, 0xbf]).collect();
+        file.write_all(&bytes)?;
+    }
+    file.flush()?;
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! A node: a containerd and the skimmerd that it asks for snapshots.
+
+use std::path::Path;
+
+use crate::containerd::{self, Containerd, Version};
+use crate::image::Image;
+use crate::scenario::Scenario;
+use crate::skimmerd::{self, Skimmerd};
+use crate::snapshots::{Snapshots, View};
+
+/// How a node is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    pub skimmerd: skimmerd::Setup,
+    pub pause_image: Option<String>,
+    pub annotations: bool,
+}
+
+/// Both daemons, running.
+pub struct Node {
+    // Dropped in this order: containers first, then what serves their files.
+    pub containerd: Containerd,
+    pub skimmerd: Skimmerd,
+}
+
+impl Node {
+    pub fn start(scenario: &Scenario, version: Version) -> anyhow::Result<Self> {
+        Self::start_with(scenario, version, &Setup::default())
+    }
+
+    pub fn start_with(
+        scenario: &Scenario,
+        version: Version,
+        setup: &Setup,
+    ) -> anyhow::Result<Self> {
+        let address = containerd::address_of(scenario, "containerd");
+        let skimmerd = Skimmerd::start(scenario, "skimmerd", &address, &setup.skimmerd)?;
+        let setup = containerd::Setup {
+            skimmer: Some(skimmerd.address()),
+            pause_image: setup.pause_image.clone(),
+            annotations: setup.annotations,
+            configuration: None,
+        };
+        let containerd = Containerd::start_with(scenario, "containerd", version, &setup)?;
+        Ok(Self { containerd, skimmerd })
+    }
+
+    /// The snapshots of `snapshotter` in containerd.
+    pub fn snapshots(&self, snapshotter: &str) -> anyhow::Result<Snapshots> {
+        Snapshots::connect(&self.containerd.address(), snapshotter)
+    }
+
+    /// Mounts a pulled image's root file system, read-only, at `target`.
+    pub fn view(&self, image: &Image, target: &Path) -> anyhow::Result<View> {
+        let chains = image.chain_ids();
+        self.snapshots("skimmer")?.view(chains.last().map_or("", String::as_str), target)
+    }
+}

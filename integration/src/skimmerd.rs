@@ -1,0 +1,229 @@
+//! The node daemon under test, and the `skimmer` command that asks it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use crate::command::{self, PATIENCE};
+use crate::process::Process;
+use crate::scenario::Scenario;
+use crate::tools;
+
+/// What differs from the configuration that tests use.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Smaller layers are always pulled through. Zero here, so that tiny test layers are lazy too.
+    pub min_layer_bytes: u64,
+    pub trust_toc: bool,
+    pub quota_bytes: u64,
+    /// Whether lazily mounted layers are completed; off, so that what was fetched is what was needed.
+    pub background: Option<Duration>,
+    pub prepare_wait: Duration,
+    pub deadline: Duration,
+    pub docker_config: Option<PathBuf>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            min_layer_bytes: 0,
+            trust_toc: false,
+            quota_bytes: 0,
+            background: None,
+            prepare_wait: Duration::from_secs(60),
+            deadline: Duration::from_secs(20),
+            docker_config: None,
+        }
+    }
+}
+
+/// A running skimmerd. The scenario fails if it logs a warning or an error that wasn't [expected](Self::expect_log).
+pub struct Skimmerd {
+    process: Option<Process>,
+    folder: PathBuf,
+    logs: PathBuf,
+    program: PathBuf,
+    expected: Arc<Mutex<Vec<String>>>,
+}
+
+/// Where the skimmerd called `name` of `scenario` listens, before it runs.
+pub fn address_of(scenario: &Scenario, name: &str) -> PathBuf {
+    scenario.path(name).join("s.sock")
+}
+
+impl Skimmerd {
+    /// A daemon called `name` that works for the containerd at `containerd`, which may start later.
+    pub fn start(
+        scenario: &Scenario,
+        name: &str,
+        containerd: &Path,
+        setup: &Setup,
+    ) -> anyhow::Result<Self> {
+        let folder = scenario.path(name);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(
+            folder.join("config.toml"),
+            configuration(&folder, &scenario.hosts(), containerd, setup),
+        )?;
+        let expected = Arc::new(Mutex::new(Vec::new()));
+        let mut daemon = Self {
+            process: None,
+            folder,
+            logs: scenario.logs(),
+            program: tools::built("skimmerd")?,
+            expected: Arc::clone(&expected),
+        };
+        daemon.run()?;
+        let log = scenario.logs().join(format!("{name}.log"));
+        let name = name.to_owned();
+        scenario.check_at_end(move || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let expected = expected.lock().unwrap_or_else(PoisonError::into_inner);
+            let surprises: Vec<&str> = complaints(&text)
+                .filter(|line| !expected.iter().any(|part| line.contains(part.as_str())))
+                .collect();
+            anyhow::ensure!(surprises.is_empty(), "{name} logged:\n{}", surprises.join("\n"));
+            Ok(())
+        });
+        Ok(daemon)
+    }
+
+    /// Warnings and errors that contain `part` are part of what is tested.
+    pub fn expect_log(&self, part: &str) {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner).push(part.to_owned());
+    }
+
+    pub fn address(&self) -> PathBuf {
+        self.folder.join("s.sock")
+    }
+
+    /// Everything it keeps.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// What it logged, over all its lives.
+    pub fn log(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        std::fs::read_to_string(self.logs.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// SIGTERM, and its exit status has to be 0.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let status = process.terminate(Duration::from_secs(30))?;
+        anyhow::ensure!(status.success(), "skimmerd ended with {status} after SIGTERM");
+        Ok(())
+    }
+
+    /// Starts it, again or for the first time.
+    pub fn run(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(self.folder.join("config.toml"));
+        let name =
+            self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
+        let mut process = Process::start(&name, &command, &self.logs)?;
+        let address = self.address();
+        process.wait_ready("skimmerd serves", Duration::from_secs(30), || {
+            std::os::unix::net::UnixStream::connect(&address).ok()
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Forgets everything that was fetched and indexed; not running meanwhile.
+    pub fn wipe(&mut self) -> anyhow::Result<()> {
+        command::run("rm", ["-rf".as_ref(), self.root().as_os_str()])?;
+        Ok(())
+    }
+
+    /// A call of the `skimmer` command with JSON output.
+    pub fn skimmer(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(tools::built("skimmer")?);
+        command.arg("--address").arg(self.address()).args(["--output", "json"]).args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `skimmer` with JSON output, which it prints as one value or as one a line: the last counts.
+    pub fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let text = command::output_of(&mut self.skimmer(arguments)?, PATIENCE)?;
+        let mut last = None;
+        for value in serde_json::Deserializer::from_str(&text).into_iter::<Value>() {
+            last = Some(value.with_context(|| format!("skimmer {arguments:?} printed {text}"))?);
+        }
+        Ok(last.unwrap_or(Value::Null))
+    }
+}
+
+impl Drop for Skimmerd {
+    fn drop(&mut self) {
+        self.process = None;
+        // Its mounts outlive it by design.
+        crate::mounts::unmount_below(&self.folder);
+    }
+}
+
+fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) -> String {
+    let base = folder.display();
+    let seconds = |time: Duration| format!("{}ms", time.as_millis());
+    let docker =
+        setup.docker_config.clone().unwrap_or_else(|| folder.join("no-docker-config.json"));
+    format!(
+        "root = '{base}/root'\n\
+         [snapshots]\naddress = '{base}/s.sock'\nprepare_wait = '{prepare_wait}'\n\
+         [containerd]\naddress = '{containerd}'\n\
+         [registry]\nconfig_path = '{hosts}'\ndocker_config = '{docker}'\n\
+         [cache]\nquota_bytes = {quota}\n\
+         [index]\nmin_layer_bytes = {min_layer}\ntrust_toc = {trust_toc}\n\
+         [fetch]\ndeadline = '{deadline}'\n\
+         [background]\nenabled = {background}\ndelay = '{delay}'\n\
+         [metrics]\naddress = ''\n\
+         [log]\nlevel = 'info'\nformat = 'json'\n",
+        prepare_wait = seconds(setup.prepare_wait),
+        containerd = containerd.display(),
+        hosts = hosts.display(),
+        docker = docker.display(),
+        quota = setup.quota_bytes,
+        min_layer = setup.min_layer_bytes,
+        trust_toc = setup.trust_toc,
+        deadline = seconds(setup.deadline),
+        background = setup.background.is_some(),
+        delay = seconds(setup.background.unwrap_or(Duration::from_secs(3600))),
+    )
+}
+
+/// The lines of a log that a person should look at; what isn't JSON (a panic) is one too.
+fn complaints(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().filter(|line| match serde_json::from_str::<Value>(line) {
+        Ok(value) => matches!(value["level"].as_str(), Some("WARN" | "ERROR")),
+        Err(_) => !line.trim().is_empty(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::complaints;
+
+    #[test]
+    fn warnings_errors_and_panics_are_complaints() {
+        let log = "{\"level\":\"INFO\"}\n{\"level\":\"WARN\"}\n\nthread 'main' panicked\n{\"level\":\"ERROR\"}\n";
+        assert_eq!(
+            complaints(log).collect::<Vec<_>>(),
+            ["{\"level\":\"WARN\"}", "thread 'main' panicked", "{\"level\":\"ERROR\"}"]
+        );
+    }
+}

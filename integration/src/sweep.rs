@@ -1,0 +1,113 @@
+//! Removing what a scenario left: processes, containers, mounts, namespaces, files.
+//!
+//! Used by every scenario at its end, and at its start for scenarios whose process was killed. Only what carries
+//! a scenario's own folder name is touched.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{command, mounts};
+
+/// Scenario folders are `<temp>/skit-<pid>-<number>`.
+pub const PREFIX: &str = "skit-";
+
+/// Sweeps up after scenarios whose process no longer runs.
+pub fn abandoned(temp: &Path) {
+    for left in children(temp).into_iter().filter(|path| is_abandoned(path)) {
+        folder(&left);
+        let _ = remove(&left);
+    }
+    for namespace in children(Path::new("/run/netns")).into_iter().filter(|path| is_abandoned(path))
+    {
+        let _ = command::run(
+            "ip",
+            ["netns".as_ref(), "delete".as_ref(), namespace.file_name().unwrap_or_default()],
+        );
+    }
+}
+
+/// Whether the name holds the id of a process that no longer runs.
+fn is_abandoned(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+}
+
+/// Ends every process that names `folder` in its command line, then unmounts what is below.
+pub fn folder(folder: &Path) {
+    containers(folder);
+    for process in processes_naming(folder) {
+        let _ = kill(process, Signal::SIGKILL);
+    }
+    let _ = command::wait_for("processes end", std::time::Duration::from_secs(10), || {
+        processes_naming(folder).is_empty().then_some(())
+    });
+    mounts::unmount_below(folder);
+}
+
+/// Deletes `folder`, unless something is still mounted below: that would delete someone else's files.
+pub fn remove(folder: &Path) -> anyhow::Result<()> {
+    let left = mounts::below(folder);
+    anyhow::ensure!(left.is_empty(), "still mounted: {left:?}");
+    // Layers may hold directories without write permission and immutable leftovers; root's rm copes with the first.
+    command::run("rm", [Path::new("-rf"), folder])?;
+    Ok(())
+}
+
+/// The processes whose command line names `folder`, without this one.
+pub fn processes_naming(folder: &Path) -> Vec<Pid> {
+    let Some(needle) = folder.to_str() else { return Vec::new() };
+    let own = std::process::id().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|n| *n != own).and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(needle) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
+/// Ends the containers of the containerds in `folder`: runc keeps them under `<…>/runc/<namespace>/<id>`.
+fn containers(folder: &Path) {
+    for state in find_named(folder, "runc", 3) {
+        for namespace in children(&state) {
+            for container in children(&namespace) {
+                let id = container.file_name().unwrap_or_default();
+                let arguments = [
+                    "--root".as_ref(),
+                    namespace.as_os_str(),
+                    "delete".as_ref(),
+                    "--force".as_ref(),
+                    id,
+                ];
+                let _ = command::run("runc", arguments);
+            }
+        }
+    }
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn find_named(folder: &Path, name: &str, depth: usize) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for child in children(folder) {
+        if child.is_symlink() || !child.is_dir() {
+            continue;
+        }
+        if child.file_name().is_some_and(|n| n == name) {
+            found.push(child);
+        } else if depth > 1 {
+            found.extend(find_named(&child, name, depth - 1));
+        }
+    }
+    found
+}
