@@ -1,0 +1,227 @@
+//! Snapshots on disk: one folder each, with the snapshot's own record in it.
+//!
+//! Under the root (`<root>/snapshots`):
+//! - `<id>/record`: the [`Snapshot`] in JSON; `<id>/fs`: its content; `<id>/work`: overlayfs's own;
+//!   a snapshot whose content is a layer has only the record;
+//! - `new/<id>`: being made; `removed/<id>`: to be deleted; `m/`: the mounts of layers.
+//!
+//! Owns: these folders, except `m/`.
+//! Does not own: which snapshots exist: that is for the [records](crate::records) to say.
+//!
+//! Invariants:
+//! - A folder appears under its id whole, its record first.
+//! - The record in a folder is written before the database's.
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Kind, Snapshot, usage};
+
+/// A record is at most what a gRPC message may carry.
+const MAX_RECORD: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the snapshot folder {0} holds a ':' or ',', which overlayfs cannot be told about")]
+    Root(PathBuf),
+    #[error("make folder {path}")]
+    Make { path: PathBuf, source: io::Error },
+    #[error("give folder {path} to user {uid}, group {gid}")]
+    Own { path: PathBuf, uid: u32, gid: u32, source: io::Error },
+    #[error("look at folder {path}")]
+    Look { path: PathBuf, source: io::Error },
+    #[error("write snapshot record {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("read snapshot record {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("decode snapshot record {path}")]
+    Decode { path: PathBuf, source: serde_json::Error },
+    #[error("move folder {from} to {to}")]
+    Move { from: PathBuf, to: PathBuf, source: io::Error },
+    #[error("list folder {path}")]
+    List { path: PathBuf, source: io::Error },
+    #[error("delete folder {path}")]
+    Delete { path: PathBuf, source: io::Error },
+    #[error("measure folder {path}")]
+    Measure { path: PathBuf, source: io::Error },
+}
+
+pub struct Folders {
+    root: PathBuf,
+    /// Held while `removed/` is being emptied, so that two sweeps don't trip over each other.
+    sweep: Mutex<()>,
+}
+
+impl Folders {
+    /// Opens (or makes) the folders under `root`, and clears away what a crash left half made.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        if root.to_string_lossy().contains([':', ',']) {
+            return Err(Error::Root(root.to_owned()));
+        }
+        let this = Self { root: root.to_owned(), sweep: Mutex::new(()) };
+        for path in [root.to_owned(), this.new_folder(), this.removed_folder()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|source| Error::Make { path, source })?;
+        }
+        for path in list(&this.new_folder())? {
+            this.set_aside(&path)?;
+        }
+        Ok(this)
+    }
+
+    /// The folder that holds what the snapshot itself changed.
+    pub fn content(&self, id: u64) -> PathBuf {
+        self.folder(id).join("fs")
+    }
+
+    pub fn work(&self, id: u64) -> PathBuf {
+        self.folder(id).join("work")
+    }
+
+    /// Makes the snapshot's folder, its record in it, its content owned by `owner` (user, group).
+    pub fn create(&self, snapshot: &Snapshot, owner: Option<(u32, u32)>) -> Result<(), Error> {
+        let new = self.new_folder().join(snapshot.id.to_string());
+        if new.exists() {
+            self.set_aside(&new)?;
+        }
+        make(&new, 0o700)?;
+        write_record(&new, snapshot)?;
+        if snapshot.layer.is_none() {
+            let content = new.join("fs");
+            make(&content, 0o755)?;
+            if let Some((uid, gid)) = owner {
+                std::os::unix::fs::lchown(&content, Some(uid), Some(gid))
+                    .map_err(|source| Error::Own { path: content, uid, gid, source })?;
+            }
+            if snapshot.kind == Kind::Active {
+                make(&new.join("work"), 0o711)?;
+            }
+        }
+        rename(&new, &self.folder(snapshot.id))?;
+        let synced = File::open(&self.root).and_then(|root| root.sync_all());
+        synced.map_err(|source| Error::Make { path: self.folder(snapshot.id), source })
+    }
+
+    /// Replaces the record in the snapshot's folder.
+    pub fn record(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        write_record(&self.folder(snapshot.id), snapshot)
+    }
+
+    /// Takes the snapshot's folder away, to be deleted by a [`Folders::sweep`]: one rename.
+    pub fn discard(&self, id: u64) -> Result<(), Error> {
+        self.set_aside(&self.folder(id))
+    }
+
+    /// Deletes what was discarded. Answers how many folders that were.
+    pub fn sweep(&self) -> Result<usize, Error> {
+        let _one = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        let discarded = list(&self.removed_folder())?;
+        let count = discarded.len();
+        for path in discarded {
+            fs::remove_dir_all(&path).map_err(|source| Error::Delete { path, source })?;
+        }
+        Ok(count)
+    }
+
+    /// User and group that own the root of a tree: a snapshot's content or a mounted layer.
+    pub fn owner(path: &Path) -> Result<(u32, u32), Error> {
+        let found =
+            fs::metadata(path).map_err(|source| Error::Look { path: path.to_owned(), source })?;
+        Ok((found.uid(), found.gid()))
+    }
+
+    /// Space that the snapshot's own content takes.
+    pub fn usage(&self, id: u64) -> Result<crate::Usage, Error> {
+        let path = self.content(id);
+        usage::measure(&path).map_err(|source| Error::Measure { path, source })
+    }
+
+    /// Ids of all snapshot folders, ascending.
+    pub fn ids(&self) -> Result<Vec<u64>, Error> {
+        let mut ids: Vec<u64> = list(&self.root)?
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// The record that the snapshot's folder holds.
+    pub fn read(&self, id: u64) -> Result<Snapshot, Error> {
+        let path = self.folder(id).join("record");
+        let text = File::open(&path).and_then(|file| {
+            let mut text = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut text)?;
+            Ok(text)
+        });
+        let text = text.map_err(|source| Error::Read { path: path.clone(), source })?;
+        serde_json::from_slice(&text).map_err(|source| Error::Decode { path, source })
+    }
+
+    fn folder(&self, id: u64) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    fn new_folder(&self) -> PathBuf {
+        self.root.join("new")
+    }
+
+    fn removed_folder(&self) -> PathBuf {
+        self.root.join("removed")
+    }
+
+    /// Moves a folder into `removed/`, under a name that is free there.
+    fn set_aside(&self, path: &Path) -> Result<(), Error> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut target = self.removed_folder().join(&name);
+        let mut attempt = 0u32;
+        while target.exists() {
+            attempt += 1;
+            target = self.removed_folder().join(format!("{name}.{attempt}"));
+        }
+        rename(path, &target)
+    }
+}
+
+fn write_record(folder: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+    let path = folder.join("record");
+    let new = folder.join("record.new");
+    let text = serde_json::to_vec(snapshot)
+        .map_err(|source| Error::Write { path: path.clone(), source: source.into() })?;
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(&text)?;
+        file.sync_data()?;
+        fs::rename(&new, &path)
+    });
+    written.map_err(|source| Error::Write { path, source })
+}
+
+/// Makes a folder with exactly this mode, whatever the umask.
+fn make(path: &Path, mode: u32) -> Result<(), Error> {
+    let made = fs::create_dir(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
+    made.map_err(|source| Error::Make { path: path.to_owned(), source })
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(|source| Error::Move {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        source,
+    })
+}
+
+fn list(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let paths = fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>());
+    paths.map_err(|source| Error::List { path: path.to_owned(), source })
+}

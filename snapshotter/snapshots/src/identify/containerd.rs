@@ -1,0 +1,139 @@
+//! [`Content`] over containerd's gRPC services.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{
+    Info, InfoRequest, ListContentRequest, ListImagesRequest, ReadContentRequest,
+};
+use hyper_util::rt::TokioIo;
+use skimmer_proto::Digest;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tower::service_fn;
+
+use super::{Content, ContentError, Manifest};
+
+const CONFIG_LABEL: &str = "containerd.io/gc.ref.content.config";
+const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
+const NAMESPACE_HEADER: &str = "containerd-namespace";
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// Names of images that are looked at for hosts.
+const MAX_IMAGES: usize = 1000;
+/// Where the calls go; the connector ignores it.
+const NOWHERE: &str = "http://containerd.invalid";
+
+/// containerd's content and image services. Connects when first asked, and again when it has to.
+pub struct Containerd {
+    address: PathBuf,
+    channel: Channel,
+}
+
+impl Containerd {
+    /// For the containerd whose gRPC socket is `address`. Must be called inside a tokio runtime.
+    pub fn new(address: &Path) -> Self {
+        let socket = address.to_owned();
+        let connector = service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static(NOWHERE).connect_with_connector_lazy(connector);
+        Self { address: address.to_owned(), channel }
+    }
+
+    fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn failed(&self, source: Status) -> ContentError {
+        let address = self.address.display().to_string();
+        ContentError::Ask { address, source: Box::new(source) }
+    }
+}
+
+#[async_trait]
+impl Content for Containerd {
+    async fn manifests(&self, namespace: &str) -> Result<Vec<Manifest>, ContentError> {
+        let filters = vec![format!("labels.{CONFIG_LABEL:?}")];
+        let request = request(namespace, ListContentRequest { filters })?;
+        let pages = self.content().list(request).await;
+        let mut pages = pages.map_err(|error| self.failed(error))?.into_inner();
+        let mut found = Vec::new();
+        while let Some(page) = pages.message().await.map_err(|error| self.failed(error))? {
+            let created = |info: &Info| info.created_at.map_or((0, 0), |t| (t.seconds, t.nanos));
+            found
+                .extend(page.info.iter().filter_map(|info| Some((created(info), manifest(info)?))));
+        }
+        found.sort_by_key(|(created, manifest)| (*created, manifest.digest));
+        Ok(found.into_iter().rev().map(|(_, manifest)| manifest).collect())
+    }
+
+    async fn manifest(
+        &self,
+        namespace: &str,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, ContentError> {
+        let request = request(namespace, InfoRequest { digest: digest.to_string() })?;
+        match self.content().info(request).await {
+            Ok(reply) => Ok(reply.into_inner().info.as_ref().and_then(manifest)),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.failed(status)),
+        }
+    }
+
+    async fn read(
+        &self,
+        namespace: &str,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Vec<u8>, ContentError> {
+        let whole = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
+        let parts = self.content().read(request(namespace, whole)?).await;
+        let mut parts = parts.map_err(|error| self.failed(error))?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(part) = parts.message().await.map_err(|error| self.failed(error))? {
+            bytes.extend_from_slice(&part.data);
+            if bytes.len() as u64 > limit {
+                return Err(ContentError::TooLong { digest: *digest, limit });
+            }
+        }
+        if Digest::of(&bytes) != *digest {
+            return Err(ContentError::Mismatch(*digest));
+        }
+        Ok(bytes)
+    }
+
+    async fn image_names(&self, namespace: &str) -> Result<Vec<String>, ContentError> {
+        let mut client =
+            ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let request = request(namespace, ListImagesRequest { filters: Vec::new() })?;
+        let images = client.list(request).await.map_err(|error| self.failed(error))?;
+        let images = images.into_inner().images.into_iter().take(MAX_IMAGES);
+        Ok(images.map(|image| image.name).collect())
+    }
+}
+
+fn request<T>(namespace: &str, message: T) -> Result<tonic::Request<T>, ContentError> {
+    let value = namespace.parse().map_err(|_| ContentError::Namespace(namespace.to_owned()))?;
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(NAMESPACE_HEADER, value);
+    Ok(request)
+}
+
+/// The content as a manifest, if its labels make it one.
+fn manifest(info: &Info) -> Option<Manifest> {
+    let config = info.labels.get(CONFIG_LABEL)?.parse().ok()?;
+    let mut sources: Vec<_> = info
+        .labels
+        .iter()
+        .filter_map(|(label, repositories)| Some((label.strip_prefix(SOURCE_LABEL)?, repositories)))
+        .flat_map(|(host, repositories)| {
+            repositories.split(',').map(|repository| (host.to_owned(), repository.to_owned()))
+        })
+        .collect();
+    sources.sort();
+    Some(Manifest { digest: info.digest.parse().ok()?, config, sources })
+}

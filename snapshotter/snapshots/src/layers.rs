@@ -1,0 +1,48 @@
+//! What the snapshots need of the layers: an outside world, so a trait.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use skimmer_proto::Digest;
+
+use crate::{Binding, Usage};
+
+/// Makes layers servable and mounts them.
+#[async_trait]
+pub trait LayerStore: Send + Sync + 'static {
+    /// Starts making the layer servable, if nobody has. Returns at once.
+    fn begin(&self, layer: &Binding);
+
+    /// Waits until the layer can be mounted. A layer that failed before is tried again.
+    async fn ready(&self, layer: &Binding) -> Result<(), LayerError>;
+
+    /// Waits as [`LayerStore::ready`] does, mounts the layer if it isn't, and answers where.
+    async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError>;
+
+    /// Disk space that the layer takes now.
+    async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError>;
+
+    /// No snapshot uses the layer of this blob any more: unmounts it, when nobody else does.
+    async fn release(&self, blob: &Digest);
+}
+
+/// Why a layer can't be served.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct LayerError {
+    pub blame: LayerBlame,
+    pub reason: &'static str,
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerBlame {
+    /// The layer's bytes are not what the image says, or not a layer.
+    Content,
+    /// Nobody gives us the bytes (no rights, nobody there); containerd may have its own ways.
+    Source,
+    /// This node: disk, memory, mounts.
+    Local,
+}

@@ -1,0 +1,260 @@
+//! The snapshotter: looks records up, lets the rules decide, changes folders and records.
+//!
+//! Owns: the order of those steps, and the one lock under which snapshots change.
+//! Does not own: the rules ([`chain`]), the folders' layout ([`Folders`]), the layers' bytes.
+//!
+//! Invariants:
+//! - A snapshot's folder and its record exist before the database names it.
+//! - Removal changes the database first; what is left of the folder goes at the next start.
+//! - Nothing waits for a layer while the lock is held.
+
+mod adopt;
+mod create;
+mod list;
+mod rebuild;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::chain;
+use crate::folders::{self, Folders};
+use crate::identify::{Content, Finder};
+use crate::layers::{LayerError, LayerStore};
+use crate::metrics::Metrics;
+use crate::records::{self, Change, Records};
+use crate::{Kind, Labels, Snapshot, Usage, filter, idmap};
+
+pub use create::Prepared;
+pub use rebuild::Rebuilt;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `<root>/snapshots`. Layers are mounted under its `m/`.
+    pub root: PathBuf,
+    /// How long Prepare waits for a layer before it answers that the layer is there, pending.
+    pub prepare_wait: Duration,
+    /// How long Mounts waits for pending layers.
+    pub deadline: Duration,
+    /// Whether containerd was told that we can `remap-ids`.
+    pub remap_ids: bool,
+    /// containerd's `certs.d`: tells the ports of registries, which containerd's labels leave out.
+    pub registry_config: Option<PathBuf>,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Chain(#[from] chain::Error),
+    #[error(transparent)]
+    Records(#[from] records::Error),
+    #[error(transparent)]
+    Folders(#[from] folders::Error),
+    #[error(transparent)]
+    Filter(#[from] filter::Error),
+    #[error("read the id mapping of snapshot {name:?}")]
+    IdMapping { name: String, source: idmap::Error },
+    #[error("layer {blob} of image {image} cannot be used")]
+    Layer { blob: String, image: String, source: LayerError },
+    #[error(
+        "layer {blob} of image {image} is still being fetched after {waited:?}; try again, or raise \
+         snapshots.prepare_wait or fetch.deadline"
+    )]
+    Pending { blob: String, image: String, waited: Duration },
+    #[error("the operation was cut short")]
+    Job(#[source] tokio::task::JoinError),
+}
+
+/// containerd's snapshotter, without its protocol. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshotter(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    records: Arc<dyn Records>,
+    folders: Folders,
+    layers: Arc<dyn LayerStore>,
+    finder: Finder,
+    metrics: Metrics,
+    /// Held while snapshots change.
+    change: Mutex<()>,
+    /// Told when there is something to sweep.
+    discarded: Notify,
+}
+
+impl Snapshotter {
+    /// Opens the snapshots under `config.root`. If `records` is empty, it is rebuilt from the
+    /// folders. Blocks.
+    pub fn open(
+        config: Config,
+        records: Arc<dyn Records>,
+        layers: Arc<dyn LayerStore>,
+        content: Arc<dyn Content>,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> Result<(Self, Rebuilt), Error> {
+        let folders = Folders::open(&config.root)?;
+        let rebuilt = rebuild::reconcile(&folders, records.as_ref())?;
+        let metrics = Metrics::register(registry);
+        let (change, discarded) = (Mutex::new(()), Notify::new());
+        let finder = Finder::new(content);
+        let inner = Inner { config, records, folders, layers, finder, metrics, change, discarded };
+        Ok((Self(Arc::new(inner)), rebuilt))
+    }
+
+    /// Deletes the folders of removed snapshots as they come. Never returns.
+    pub async fn sweep_forever(&self) {
+        loop {
+            if let Err(error) = self.cleanup().await {
+                warn!(error = &error as &dyn std::error::Error, "cannot delete removed snapshots");
+            }
+            self.0.discarded.notified().await;
+        }
+    }
+
+    pub async fn stat(&self, name: String) -> Result<Snapshot, Error> {
+        self.blocking(move |inner| Ok(chain::get(inner.records.as_ref(), &name)?)).await
+    }
+
+    /// Changes labels: those named by `fields` (`labels`, `labels.<key>`), or all if it is empty.
+    pub async fn update(
+        &self,
+        name: String,
+        labels: Labels,
+        fields: Vec<String>,
+    ) -> Result<Snapshot, Error> {
+        self.blocking(move |inner| {
+            let _lock = inner.lock();
+            let records = inner.records.as_ref();
+            let change = chain::update(records, SystemTime::now(), &name, &labels, &fields)?;
+            inner.replace(change)
+        })
+        .await
+    }
+
+    /// Makes the active snapshot `key` the committed snapshot `name`: its record only.
+    pub async fn commit(
+        &self,
+        name: String,
+        key: String,
+        labels: Labels,
+        parent: String,
+    ) -> Result<(), Error> {
+        self.blocking(move |inner| {
+            let _lock = inner.lock();
+            let records = inner.records.as_ref();
+            let change = chain::commit(records, SystemTime::now(), &name, &key, labels, &parent)?;
+            inner.replace(change).map(drop)
+        })
+        .await
+    }
+
+    /// Takes a snapshot away at once; its files are deleted later.
+    pub async fn remove(&self, name: String) -> Result<(), Error> {
+        let removed = self.blocking(move |inner| inner.remove(&name)).await?;
+        self.0.discarded.notify_one();
+        if let Some(layer) = removed.layer {
+            let blob = layer.blob.digest;
+            let used = self.blocking(move |inner| Ok(inner.records.uses_layer(&blob)?)).await?;
+            if !used {
+                debug!(%blob, "last snapshot of the layer removed");
+                self.0.layers.release(&blob).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the files of removed snapshots.
+    pub async fn cleanup(&self) -> Result<(), Error> {
+        self.blocking(|inner| {
+            let swept = inner.folders.sweep()?;
+            if swept > 0 {
+                debug!(folders = swept, "deleted removed snapshots");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the snapshot takes on disk by itself. Views take nothing.
+    pub async fn usage(&self, name: String) -> Result<Usage, Error> {
+        let snapshot = self.stat(name).await?;
+        if let Some(layer) = &snapshot.layer {
+            let usage = self.0.layers.usage(layer).await;
+            return usage.map_err(|source| Error::layer(layer, source));
+        }
+        match snapshot.kind {
+            Kind::View => Ok(Usage::default()),
+            Kind::Active => self.blocking(move |inner| Ok(inner.folders.usage(snapshot.id)?)).await,
+            Kind::Committed => self.blocking(move |inner| inner.committed_usage(snapshot.id)).await,
+        }
+    }
+
+    /// Runs `work` where it may block on the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || work(&inner)).await.map_err(Error::Job)?
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a changed record, to the folder and then to the database.
+    fn replace(&self, change: Change) -> Result<Snapshot, Error> {
+        if let Change::Replace { new, .. } = &change {
+            self.folders.record(new)?;
+        }
+        self.records.apply(&change)?;
+        match change {
+            Change::Create(new) | Change::Replace { new, .. } | Change::Remove(new) => Ok(new),
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<Snapshot, Error> {
+        let _lock = self.lock();
+        let change = chain::remove(self.records.as_ref(), name)?;
+        self.records.apply(&change)?;
+        let (Change::Create(old) | Change::Replace { old, .. } | Change::Remove(old)) = change;
+        // The snapshot is gone whatever happens to its folder.
+        if let Err(error) = self.folders.discard(old.id) {
+            warn!(
+                snapshot = name,
+                error = &error as &dyn std::error::Error,
+                "the removed snapshot's folder stays until the next start"
+            );
+        }
+        Ok(old)
+    }
+
+    /// A committed snapshot doesn't change, so it is measured once.
+    fn committed_usage(&self, id: u64) -> Result<Usage, Error> {
+        if let Some(usage) = self.records.usage(id)? {
+            return Ok(usage);
+        }
+        let usage = self.folders.usage(id)?;
+        self.records.remember_usage(id, usage)?;
+        Ok(usage)
+    }
+}
+
+impl Error {
+    fn layer(layer: &crate::Binding, source: LayerError) -> Self {
+        Self::Layer { blob: layer.blob.digest.to_string(), image: layer.image.clone(), source }
+    }
+
+    fn pending(layer: &crate::Binding, waited: Duration) -> Self {
+        let (blob, image) = (layer.blob.digest.to_string(), layer.image.clone());
+        Self::Pending { blob, image, waited }
+    }
+}

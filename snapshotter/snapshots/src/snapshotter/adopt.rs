@@ -1,0 +1,159 @@
+//! The remote protocol: providing a layer instead of letting containerd unpack it.
+
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::{Error, Snapshotter};
+use crate::chain::{self, New};
+use crate::identify::{Found, Request};
+use crate::layers::LayerBlame;
+use crate::snapshot::REFERENCE_LABEL;
+use crate::{Binding, Kind, Labels};
+use skimmer_proto::Digest;
+
+/// How far a layer got in the time that a Prepare has.
+enum Outcome {
+    /// It can be mounted, or will be: [`LayerStore::mount`](crate::LayerStore::mount) waits.
+    Provided,
+    /// We can't, and containerd may.
+    Declined,
+}
+
+impl Snapshotter {
+    /// The name of a committed snapshot that is the layer which `labels` ask for, on `parent`; `None`
+    /// if containerd has to unpack it. Fails if the layer itself is bad.
+    pub(super) async fn adopt(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<Option<String>, Error> {
+        let reference = labels.get(REFERENCE_LABEL).cloned().unwrap_or_default();
+        let deadline = Instant::now() + self.0.config.prepare_wait;
+        if let Some((name, layer)) = self.claimed(&reference, parent).await? {
+            let Some(layer) = layer else {
+                return Ok(Some(name));
+            };
+            self.0.layers.begin(&layer);
+            return match self.wait(&layer, deadline).await? {
+                Outcome::Provided => Ok(Some(name)),
+                Outcome::Declined => Ok(None),
+            };
+        }
+        let found = match self.identify(key, parent, labels).await? {
+            Ok(found) => found,
+            Err(error) => {
+                let reason = &error as &dyn std::error::Error;
+                info!(reference, reason, "containerd unpacks the layer: not identified");
+                return Ok(None);
+            }
+        };
+        let Some(layer) = self.provide(&found, deadline).await? else {
+            return Ok(None);
+        };
+        let name = name(&reference, parent);
+        let new = New {
+            name: name.clone(),
+            parent: parent.to_owned(),
+            kind: Kind::Committed,
+            labels: labels.clone(),
+            layer: Some(layer),
+        };
+        match self.blocking(move |inner| inner.insert(new, None)).await {
+            // Another Prepare of the same layer was faster.
+            Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => Ok(Some(name)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The committed snapshot that claims `reference` on `parent`, with its layer. One with a layer
+    /// goes before one that containerd unpacked.
+    async fn claimed(
+        &self,
+        reference: &str,
+        parent: &str,
+    ) -> Result<Option<(String, Option<Binding>)>, Error> {
+        let (reference, parent) = (reference.to_owned(), parent.to_owned());
+        self.blocking(move |inner| {
+            let mut claimed = None;
+            for name in inner.records.claiming(&reference, &parent)? {
+                match inner.records.get(&name)? {
+                    Some(found) if found.kind != Kind::Committed => {}
+                    Some(found) if found.layer.is_some() => return Ok(Some((name, found.layer))),
+                    Some(_) => claimed = Some((name, None)),
+                    None => {}
+                }
+            }
+            Ok(claimed)
+        })
+        .await
+    }
+
+    /// The images that the request can mean; the inner error says why there is none.
+    async fn identify(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<Result<Vec<Found>, crate::identify::Error>, Error> {
+        let below = match parent {
+            "" => None,
+            _ => {
+                let parent = parent.to_owned();
+                let found = self.blocking(move |inner| {
+                    let found =
+                        inner.records.get(&parent)?.ok_or(chain::Error::NoParent(parent))?;
+                    Ok(found.reference().unwrap_or_default().to_owned())
+                });
+                Some(found.await?)
+            }
+        };
+        let request = match Request::new(key, labels, below.as_deref()) {
+            Ok(request) => request,
+            Err(error) => return Ok(Err(error)),
+        };
+        let registry_config = self.0.config.registry_config.as_deref();
+        Ok(self.0.finder.find(&request, registry_config).await)
+    }
+
+    /// Begins the layers of the images and waits for the wanted one, from one image after the other
+    /// if need be. `None`: containerd may try. An error: every image's layer is bad.
+    async fn provide(&self, found: &[Found], deadline: Instant) -> Result<Option<Binding>, Error> {
+        let mut bad = None;
+        for image in found {
+            self.0.layers.begin(&image.layer);
+            for layer in &image.above {
+                self.0.layers.begin(layer);
+            }
+            match self.wait(&image.layer, deadline).await {
+                Ok(Outcome::Provided) => return Ok(Some(image.layer.clone())),
+                Ok(Outcome::Declined) => {}
+                Err(error) => bad = Some(error),
+            }
+        }
+        bad.map_or(Ok(None), Err)
+    }
+
+    async fn wait(&self, layer: &Binding, deadline: Instant) -> Result<Outcome, Error> {
+        match timeout_at(deadline, self.0.layers.ready(layer)).await {
+            Ok(Ok(())) => Ok(Outcome::Provided),
+            Err(_elapsed) => {
+                let (blob, image) = (layer.blob.digest, &layer.image);
+                info!(%blob, image, "layer still being fetched: pending");
+                Ok(Outcome::Provided)
+            }
+            Ok(Err(error)) if error.blame == LayerBlame::Content => Err(Error::layer(layer, error)),
+            Ok(Err(error)) => {
+                let (blob, image) = (layer.blob.digest, &layer.image);
+                let reason = &error as &dyn std::error::Error;
+                warn!(%blob, image, reason, "containerd unpacks the layer: we cannot provide it");
+                Ok(Outcome::Declined)
+            }
+        }
+    }
+}
+
+/// One name for a layer on a parent, whoever asks.
+fn name(reference: &str, parent: &str) -> String {
+    format!("skimmer/{}", Digest::of(format!("{reference}\0{parent}").as_bytes()).hex())
+}

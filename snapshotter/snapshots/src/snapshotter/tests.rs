@@ -1,0 +1,360 @@
+//! The whole snapshotter on a real disk, with layers and content store in memory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prometheus_client::registry::Registry;
+use skimmer_proto::Digest;
+use skimmer_store::Store;
+use tempfile::TempDir;
+
+use super::{Config, Error, Prepared, Rebuilt, Snapshotter};
+use crate::chain;
+use crate::identify::tests::{Shelf, chain_id};
+use crate::layers::{LayerBlame, LayerError, LayerStore};
+use crate::records::{Change, Memory, Records, Stored};
+use crate::snapshot::REFERENCE_LABEL;
+use crate::{Binding, Kind, Labels, Usage};
+
+/// Layers in memory: each blob is ready, pending or failed, as the test says.
+#[derive(Default)]
+struct Layers {
+    folder: PathBuf,
+    states: Mutex<BTreeMap<Digest, State>>,
+    begun: Mutex<Vec<Digest>>,
+    released: Mutex<Vec<Digest>>,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    Pending,
+    Failed(LayerBlame),
+}
+
+impl Layers {
+    fn set(&self, blob: &str, state: State) {
+        self.states.lock().unwrap().insert(Digest::of(blob.as_bytes()), state);
+    }
+
+    fn heal(&self, blob: &str) {
+        self.states.lock().unwrap().remove(&Digest::of(blob.as_bytes()));
+    }
+}
+
+#[async_trait]
+impl LayerStore for Layers {
+    fn begin(&self, layer: &Binding) {
+        let mut begun = self.begun.lock().unwrap();
+        if !begun.contains(&layer.blob.digest) {
+            begun.push(layer.blob.digest);
+        }
+    }
+
+    async fn ready(&self, layer: &Binding) -> Result<(), LayerError> {
+        let state = self.states.lock().unwrap().get(&layer.blob.digest).copied();
+        match state {
+            None => Ok(()),
+            Some(State::Pending) => std::future::pending().await,
+            Some(State::Failed(blame)) => {
+                Err(LayerError { blame, reason: "wrong DiffID", source: "for the test".into() })
+            }
+        }
+    }
+
+    async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError> {
+        self.ready(layer).await?;
+        let folder = self.folder.join(layer.blob.digest.hex());
+        std::fs::create_dir_all(&folder).unwrap();
+        Ok(folder)
+    }
+
+    async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError> {
+        Ok(Usage { bytes: layer.blob.len, inodes: 3 })
+    }
+
+    async fn release(&self, blob: &Digest) {
+        self.released.lock().unwrap().push(*blob);
+    }
+}
+
+struct Bench {
+    root: TempDir,
+    layers: Arc<Layers>,
+    shelf: Arc<Shelf>,
+    records: Arc<dyn Records>,
+    snapshotter: Snapshotter,
+    rebuilt: Rebuilt,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::on(tempfile::tempdir().unwrap(), Arc::new(Memory::default()))
+    }
+
+    fn on(root: TempDir, records: Arc<dyn Records>) -> Self {
+        let layers = Layers { folder: root.path().join("m"), ..Layers::default() };
+        let (layers, shelf) = (Arc::new(layers), Arc::new(Shelf::default()));
+        let config = Config {
+            root: root.path().to_owned(),
+            prepare_wait: Duration::from_millis(50),
+            deadline: Duration::from_millis(50),
+            remap_ids: true,
+            registry_config: None,
+        };
+        let (snapshotter, rebuilt) = Snapshotter::open(
+            config,
+            Arc::clone(&records),
+            Arc::clone(&layers) as Arc<dyn LayerStore>,
+            Arc::clone(&shelf) as _,
+            &mut Registry::default(),
+        )
+        .unwrap();
+        Self { root, layers, shelf, records, snapshotter, rebuilt }
+    }
+
+    /// The next start of the daemon, with this database.
+    fn restart(self, records: Arc<dyn Records>) -> Self {
+        Self::on(self.root, records)
+    }
+
+    async fn prepare(&self, key: &str, parent: &str) {
+        let (key, parent) = (key.to_owned(), parent.to_owned());
+        self.snapshotter.prepare(key, parent, Labels::new()).await.unwrap();
+    }
+
+    async fn commit(&self, name: &str, key: &str) {
+        let (name, key) = (name.to_owned(), key.to_owned());
+        self.snapshotter.commit(name, key, Labels::new(), String::new()).await.unwrap();
+    }
+
+    /// What containerd does for one layer of an image.
+    async fn pull(&self, diffs: &[&str], parent: &str) -> Result<Prepared, Error> {
+        let reference = chain_id(diffs).to_string();
+        let key = format!("default/9/extract-1 {reference}");
+        let labels = Labels::from([(REFERENCE_LABEL.to_owned(), reference)]);
+        self.snapshotter.prepare(key, parent.to_owned(), labels).await
+    }
+
+    async fn pulled(&self, diffs: &[&str], parent: &str) -> String {
+        match self.pull(diffs, parent).await.unwrap() {
+            Prepared::Exists(name) => name,
+            Prepared::Mounts(mounts) => panic!("not lazy: {mounts:?}"),
+        }
+    }
+
+    async fn list(&self, filters: &[String]) -> Vec<String> {
+        let mut pages = self.snapshotter.list(filters).unwrap();
+        let mut names = Vec::new();
+        while let Some(page) = pages.recv().await {
+            names.extend(page.unwrap().into_iter().map(|snapshot| snapshot.name));
+        }
+        names
+    }
+}
+
+fn folders(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.parse::<u64>().is_ok());
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn provides_a_layer_instead_of_mounts() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a"), ("B", "b")], &[("r.io", "x")]);
+    let base = bench.pulled(&["a"], "").await;
+    let begun = bench.layers.begun.lock().unwrap().clone();
+    assert_eq!(
+        begun,
+        [Digest::of(b"A"), Digest::of(b"B")],
+        "all layers begin at the first Prepare"
+    );
+    let top = bench.pulled(&["a", "b"], &base).await;
+    assert_eq!(bench.pulled(&["a", "b"], &base).await, top, "answered from the record");
+
+    // containerd looks it up by label and parent, then stats it.
+    let reference = chain_id(&["a", "b"]);
+    let filter = format!("labels.\"{REFERENCE_LABEL}\"=={reference},parent==\"{base}\"");
+    assert_eq!(bench.list(&[filter]).await, [top.as_str()]);
+    let found = bench.snapshotter.stat(top.clone()).await.unwrap();
+    assert_eq!((found.kind, found.parent.as_str()), (Kind::Committed, base.as_str()));
+    assert_eq!(found.reference(), Some(reference.to_string().as_str()));
+    let usage = bench.snapshotter.usage(top.clone()).await.unwrap();
+    assert_eq!(usage, Usage { bytes: 1, inodes: 3 });
+
+    bench.prepare("container", &top).await;
+    let mounts = bench.snapshotter.mounts("container".to_owned()).await.unwrap();
+    let lower = |blob: &str| bench.layers.folder.join(Digest::of(blob.as_bytes()).hex());
+    let lower = format!("lowerdir={}:{}", lower("B").display(), lower("A").display());
+    assert!(mounts[0].options.contains(&lower), "{mounts:?}");
+}
+
+#[tokio::test]
+async fn leaves_to_containerd_what_it_cannot_provide() {
+    let bench = Bench::new();
+    let is_mounts = |prepared| matches!(prepared, Ok(Prepared::Mounts(_)));
+    // Nobody knows the image.
+    assert!(is_mounts(bench.pull(&["a"], "").await));
+    bench.shelf.add(&[("B", "b")], &[("r.io", "x")]);
+    bench.layers.set("B", State::Failed(LayerBlame::Source));
+    assert!(is_mounts(bench.pull(&["b"], "").await));
+}
+
+#[tokio::test]
+async fn a_bad_layer_fails_its_pull_and_no_other() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("poison", "a")], &[("r.io", "evil")]);
+    bench.layers.set("poison", State::Failed(LayerBlame::Content));
+    let error = bench.pull(&["a"], "").await.unwrap_err();
+    let status = crate::convert::status(&error);
+    let poison = Digest::of(b"poison").to_string();
+    for part in ["r.io/evil", poison.as_str(), "wrong DiffID: for the test"] {
+        assert!(status.message().contains(part), "{}", status.message());
+    }
+    assert!(bench.list(&[]).await.is_empty());
+    // The honest image has the same chain ID.
+    bench.shelf.add(&[("honest", "a")], &[("r.io", "x")]);
+    bench.pulled(&["a"], "").await;
+    // And so it goes when the bad image is the newer one.
+    bench.shelf.add(&[("poison", "a"), ("C", "c")], &[("r.io", "evil")]);
+    bench.pulled(&["a"], "").await;
+}
+
+#[tokio::test]
+async fn a_slow_layer_is_pending_and_mounts_wait() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
+    bench.prepare("before", "").await;
+    bench.layers.set("A", State::Pending);
+    let base = bench.pulled(&["a"], "").await;
+    let waited = bench.snapshotter.view("v".to_owned(), base.clone(), Labels::new()).await;
+    assert!(matches!(waited, Err(Error::Pending { .. })), "{waited:?}");
+    bench.layers.heal("A");
+    bench.snapshotter.view("v".to_owned(), base, Labels::new()).await.unwrap();
+    bench.layers.set("A", State::Pending);
+    let waited = bench.snapshotter.mounts("v".to_owned()).await;
+    assert!(matches!(waited, Err(Error::Pending { .. })), "{waited:?}");
+}
+
+#[tokio::test]
+async fn the_last_snapshot_of_a_layer_releases_it() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a"), ("A", "a")], &[("r.io", "x")]);
+    let base = bench.pulled(&["a"], "").await;
+    let top = bench.pulled(&["a", "a"], &base).await;
+    let refused = bench.snapshotter.remove(base.clone()).await;
+    assert!(matches!(refused, Err(Error::Chain(chain::Error::HasChildren(_)))));
+    bench.snapshotter.remove(top).await.unwrap();
+    assert!(bench.layers.released.lock().unwrap().is_empty());
+    bench.snapshotter.remove(base).await.unwrap();
+    assert_eq!(*bench.layers.released.lock().unwrap(), [Digest::of(b"A")]);
+}
+
+#[tokio::test]
+async fn removal_is_a_rename_and_cleanup_deletes() {
+    let bench = Bench::new();
+    bench.prepare("a", "").await;
+    bench.commit("base", "a").await;
+    let before = bench.snapshotter.usage("base".to_owned()).await.unwrap();
+    assert_eq!(before.inodes, 1);
+    bench.snapshotter.remove("base".to_owned()).await.unwrap();
+    assert!(folders(bench.root.path()).is_empty());
+    assert!(bench.root.path().join("removed/1").exists());
+    bench.snapshotter.cleanup().await.unwrap();
+    assert!(!bench.root.path().join("removed/1").exists());
+}
+
+#[tokio::test]
+async fn gives_the_root_folder_to_the_mapped_user() {
+    let bench = Bench::new();
+    let labels = |pairs: &[(&str, &str)]| -> Labels {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let wrong = labels(&[(crate::idmap::UID_LABEL, "x")]);
+    let refused = bench.snapshotter.prepare("w".to_owned(), String::new(), wrong).await;
+    assert!(matches!(refused, Err(Error::IdMapping { .. })));
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mapped =
+        labels(&[(crate::idmap::UID_LABEL, "0:70000:10"), (crate::idmap::GID_LABEL, "0:80000:10")]);
+    let made = bench.snapshotter.prepare("a".to_owned(), String::new(), mapped).await.unwrap();
+    let Prepared::Mounts(mounts) = made else { panic!("{made:?}") };
+    assert_eq!(mounts[0].options, ["uidmap=0:70000:10", "gidmap=0:80000:10", "rw", "rbind"]);
+    let owner = crate::folders::Folders::owner(Path::new(&mounts[0].source)).unwrap();
+    assert_eq!(owner, (70000, 80000));
+    // Without labels of its own, a child takes its parent's owner.
+    bench.commit("base", "a").await;
+    bench.prepare("b", "base").await;
+    let upper = bench.root.path().join("2/fs");
+    assert_eq!(crate::folders::Folders::owner(&upper).unwrap(), (70000, 80000));
+}
+
+#[tokio::test]
+async fn a_lost_database_is_rebuilt_from_the_folders() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
+    let base = bench.pulled(&["a"], "").await;
+    bench.prepare("work", &base).await;
+    bench.prepare("gone", &base).await;
+    bench.snapshotter.remove("gone".to_owned()).await.unwrap();
+    bench.prepare("orphan", "").await;
+    bench.commit("missing parent", "orphan").await;
+    bench.prepare("child", "missing parent").await;
+    let expected = bench.snapshotter.stat(base.clone()).await.unwrap();
+    std::fs::remove_dir_all(bench.root.path().join("4")).unwrap();
+
+    let database = tempfile::tempdir().unwrap();
+    let store = Store::open(database.path()).unwrap();
+    let bench = bench.restart(Arc::new(Stored::new(&store)));
+    assert_eq!(bench.rebuilt, Rebuilt { restored: 2, discarded: 1, rewritten: 0 });
+    assert_eq!(bench.snapshotter.stat(base.clone()).await.unwrap(), expected);
+    assert_eq!(bench.list(&[]).await, [base.clone(), "work".to_owned()]);
+    assert_eq!(bench.list(&[format!("parent==\"{base}\"")]).await, ["work"]);
+    bench.snapshotter.mounts("work".to_owned()).await.unwrap();
+    // Ids go on behind the highest that was found.
+    bench.prepare("next", "").await;
+    assert_eq!(bench.snapshotter.stat("next".to_owned()).await.unwrap().id, 3);
+    // The database is there now, and nothing is left to do.
+    let again = bench.restart(Arc::new(Stored::new(&store)));
+    assert_eq!(again.rebuilt, Rebuilt::default());
+}
+
+#[tokio::test]
+async fn a_crash_between_folder_and_database_leaves_no_trace() {
+    let bench = Bench::new();
+    bench.prepare("a", "").await;
+    let a = bench.records.get("a").unwrap().unwrap();
+    // Died in Prepare: the folder is there, the database knows nothing.
+    bench.prepare("b", "").await;
+    let b = bench.records.get("b").unwrap().unwrap();
+    bench.records.apply(&Change::Remove(b)).unwrap();
+    // Died in Commit: the folder's record is committed, the database's is not.
+    bench.commit("committed", "a").await;
+    let new = bench.records.get("committed").unwrap().unwrap();
+    bench.records.apply(&Change::Replace { old: new, new: a.clone() }).unwrap();
+    let records = Arc::clone(&bench.records);
+    let bench = bench.restart(records);
+    assert_eq!(bench.rebuilt, Rebuilt { restored: 0, discarded: 1, rewritten: 1 });
+    assert_eq!(folders(bench.root.path()), ["1"]);
+    let record = std::fs::read(bench.root.path().join("1/record")).unwrap();
+    assert_eq!(serde_json::from_slice::<crate::Snapshot>(&record).unwrap(), a);
+    bench.commit("committed", "a").await;
+}
+
+#[tokio::test]
+async fn concurrent_prepares_of_one_layer_agree() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
+    let one = bench.pulled(&["a"], "");
+    let two = bench.pulled(&["a"], "");
+    let (one, two) = tokio::join!(one, two);
+    assert_eq!(one, two);
+    assert_eq!(bench.list(&[]).await, [one]);
+}
