@@ -90,10 +90,6 @@ impl Bits {
         self.ones() == self.len
     }
 
-    pub fn all_in(&self, range: Range<usize>) -> bool {
-        range.into_iter().all(|bit| self.get(bit))
-    }
-
     /// The bits of `range`, cut to the length, that are 0.
     pub fn zeros_in(&self, range: Range<usize>) -> Vec<usize> {
         (range.start..range.end.min(self.len)).filter(|bit| !self.get(*bit)).collect()
@@ -250,7 +246,7 @@ mod tests {
 
         #[test]
         fn hostile_words_with_a_right_checksum_stay_in_bounds(words in proptest::collection::vec(any::<u64>(), 2)) {
-            let bytes = encode(shape(70, 1), &[0; 32], &[words.clone()]);
+            let bytes = encode(shape(70, 1), &[0; 32], std::slice::from_ref(&words));
             match decode(shape(70, 1), &bytes) {
                 Ok((_, planes)) => {
                     prop_assert!(planes[0].ones() <= 70);

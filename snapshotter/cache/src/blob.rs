@@ -10,7 +10,6 @@
 mod pieces;
 mod pull;
 
-use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -24,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-pub(crate) use self::pieces::{Checked, Pieces};
+pub(crate) use self::pieces::{Checked, DATA, Pieces};
 pub use self::pull::PullThrough;
 use crate::fetch::{Cause, Failure, Fetcher};
 use crate::metrics::Metrics;
@@ -393,9 +392,4 @@ impl Drop for Blob {
     fn drop(&mut self) {
         self.shared.fetcher.forget(self.id);
     }
-}
-
-/// Whether `dir` holds a blob's files.
-pub(crate) fn is_stored(dir: &Path) -> bool {
-    fs::exists(dir.join(pieces::DATA)).unwrap_or(false)
 }

@@ -3,7 +3,7 @@
 //! Owns: the open handles (one per digest), the pins, the upkeep job (checkpoints, eviction).
 //! Does not own: what is in the files.
 //!
-//! Nothing here is remembered outside the files themselves: blobs and layers are what is found under
+//! `evicted/` holds blobs on their way out. Nothing here is remembered outside the files themselves: blobs and layers are what is found under
 //! `blobs-v1/` and `layers-v1/`, and their last use is their directory's modification time.
 
 use std::collections::HashMap;
@@ -15,21 +15,27 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use skimmer_proto::Digest;
+use tokio::task::{JoinError, spawn_blocking};
 
 use crate::blob::{self, Blob, Shared};
 use crate::disk;
+use crate::evict;
 use crate::fetch::Fetcher;
 use crate::layer::{self, LayerFiles};
 use crate::metrics::Metrics;
 use crate::planner::{Capacity, Limits};
 use crate::source::{BlobRef, Source};
 use crate::space::Space;
+use crate::upkeep;
 
 pub(crate) const BLOBS: &str = "blobs-v1";
 pub(crate) const LAYERS: &str = "layers-v1";
 
 /// Eviction starts here, as a share of the file system, unless the configuration says otherwise.
 const DEFAULT_QUOTA_PERCENT: u64 = 80;
+
+/// Connections to a source that only faults use.
+const RESERVED_CONNECTIONS: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -39,7 +45,7 @@ pub struct Config {
     pub quota_bytes: Option<u64>,
     /// How long a fetch that fails is tried again.
     pub deadline: Duration,
-    /// Connections to a source at once, the one that is reserved for faults not counted.
+    /// Connections to a source at once, those that are reserved for faults not counted.
     pub connections: usize,
     /// Of these, for one blob.
     pub connections_per_blob: usize,
@@ -70,7 +76,8 @@ impl Config {
     }
 
     fn limits(&self, sources: usize) -> Limits {
-        let capacity = Capacity { connections: self.connections + 1, reserved: 1 };
+        let connections = self.connections + RESERVED_CONNECTIONS;
+        let capacity = Capacity { connections, reserved: RESERVED_CONNECTIONS };
         Limits {
             sources: vec![capacity; sources],
             per_blob: self.connections_per_blob,
@@ -112,6 +119,10 @@ pub enum Error {
     Make { path: PathBuf, source: io::Error },
     #[error("ask for the size of the file system of {}", path.display())]
     FileSystem { path: PathBuf, source: io::Error },
+    #[error("look through {}", path.display())]
+    Scan { path: PathBuf, source: io::Error },
+    #[error("cache job ended early")]
+    Job { source: JoinError },
 }
 
 impl Cache {
@@ -139,6 +150,9 @@ impl Cache {
         let (deadline, read_ahead_bytes) = (config.deadline, config.read_ahead_bytes);
         let shared = Shared { fetcher, space, metrics, deadline, read_ahead_bytes };
         let inner = Arc::new(Inner { config, shared, open: Mutex::default() });
+        let for_upkeep = Arc::clone(&inner.shared.space);
+        let job = upkeep::run(Arc::downgrade(&inner), for_upkeep, inner.config.checkpoint_interval);
+        tokio::spawn(job);
         Ok(Self { inner })
     }
 
@@ -165,18 +179,14 @@ impl Cache {
         Ok(opened)
     }
 
-    /// The files of the layer whose blob is `blob`. All callers share one per digest.
+    /// The files of the layer whose blob is `blob`, on disk or not. All callers share one per digest.
     pub fn layer(&self, blob: Digest) -> Result<Arc<LayerFiles>, layer::Error> {
-        let mut open = self.inner.open();
-        let dir = self.inner.layer_dir(blob);
-        if dir.exists() {
-            touched(&dir);
+        match disk::touch(&self.inner.layer_dir(blob)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(layer::Error::Read { blob, name: "directory", source })
+            }
+            _ => Ok(self.inner.layer_files(blob)),
         }
-        let space = &self.inner.shared.space;
-        let files = open.layers.entry(blob);
-        let files =
-            files.or_insert_with(|| Arc::new(LayerFiles::new(blob, dir, Arc::clone(space))));
-        Ok(Arc::clone(files))
     }
 
     /// While the pin lives, the layer isn't evicted.
@@ -184,9 +194,68 @@ impl Cache {
         *self.inner.open().pins.entry(blob).or_default() += 1;
         Pin { blob, inner: Arc::clone(&self.inner) }
     }
+
+    pub fn usage(&self) -> Usage {
+        let space = &self.inner.shared.space;
+        Usage { used_bytes: space.used(), quota_bytes: space.quota_bytes }
+    }
+
+    /// Evicts everything that isn't in use. The bytes freed.
+    pub async fn prune(&self) -> Result<u64, Error> {
+        let inner = Arc::clone(&self.inner);
+        let job = move || {
+            let candidates = inner.candidates()?;
+            let used: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
+            let freed = inner.evict(evict::victims(candidates, u64::MAX));
+            inner.shared.space.correct(used - freed.min(used));
+            Ok(freed)
+        };
+        spawn_blocking(job).await.map_err(|source| Error::Job { source })?
+    }
+
+    /// Evicts something, after a write to a layer's data file failed with "no space left on
+    /// device". The caller then tries once more.
+    pub async fn make_room(&self) {
+        self.inner.shared.space.make_room().await;
+    }
+
+    /// Records on disk what is present, so that nothing is fetched again after a restart. For the
+    /// orderly end of the process.
+    pub async fn drain(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        spawn_blocking(move || inner.checkpoint()).await.map_err(|source| Error::Job { source })
+    }
+}
+
+/// How full the cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Disk space in use; measured in the background, so right after the start less than it is.
+    pub used_bytes: u64,
+    pub quota_bytes: u64,
+}
+
+impl Open {
+    pub fn is_blob_used(&self, digest: Digest) -> bool {
+        self.blobs.get(&digest).is_some_and(|blob| Arc::strong_count(blob) > 1)
+    }
+
+    pub fn is_layer_used(&self, blob: Digest) -> bool {
+        let is_read = |files: &Arc<LayerFiles>| files.is_read();
+        self.pins.contains_key(&blob) || self.layers.get(&blob).is_some_and(is_read)
+    }
 }
 
 impl Inner {
+    pub fn layer_files(&self, blob: Digest) -> Arc<LayerFiles> {
+        let mut open = self.open();
+        let files = open.layers.entry(blob).or_insert_with(|| {
+            let space = Arc::clone(&self.shared.space);
+            Arc::new(LayerFiles::new(blob, self.layer_dir(blob), space))
+        });
+        Arc::clone(files)
+    }
+
     pub fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

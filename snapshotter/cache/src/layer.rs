@@ -14,6 +14,7 @@ mod data;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -187,15 +188,7 @@ impl LayerFiles {
     /// Removes everything: the objects are wrong, or nobody wants the layer any more. Open handles
     /// keep reading the file they have. Blocks.
     pub fn remove(&self) -> Result<(), Error> {
-        let blob = self.blob;
-        let mut data = self.data();
-        if !self.dir.exists() {
-            return Ok(());
-        }
-        self.remove_data(&mut data)?;
-        disk::remove_durably(&self.dir, TABLE)
-            .and_then(|()| fs::remove_dir_all(&self.dir))
-            .map_err(|source| Error::Remove { blob, source })
+        self.remove_all(&mut self.data())
     }
 
     /// Bytes that the layer occupies on disk, holes not counted. Blocks.
@@ -211,6 +204,18 @@ impl LayerFiles {
             return Ok(false);
         }
         self.remove_data(&mut data)?;
+        disk::remove(&self.dir.join(NEW_DATA))
+            .map_err(|source| Error::Remove { blob: self.blob, source })?;
+        Ok(true)
+    }
+
+    /// Removes everything, if nobody has the data file open. Whether it did.
+    pub(crate) fn evict(&self) -> Result<bool, Error> {
+        let mut data = self.data();
+        if data.as_ref().is_some_and(|data| Arc::strong_count(data) > 1) {
+            return Ok(false);
+        }
+        self.remove_all(&mut data)?;
         Ok(true)
     }
 
@@ -226,10 +231,6 @@ impl LayerFiles {
     /// Whether somebody has the data file open.
     pub(crate) fn is_read(&self) -> bool {
         self.data().as_ref().is_some_and(|data| Arc::strong_count(data) > 1)
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     fn data(&self) -> MutexGuard<'_, Option<Arc<LayerData>>> {
@@ -262,6 +263,16 @@ impl LayerFiles {
             .map_err(|source| Error::Remove { blob, source })
     }
 
+    fn remove_all(&self, open: &mut Option<Arc<LayerData>>) -> Result<(), Error> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        self.remove_data(open)?;
+        disk::remove_durably(&self.dir, TABLE)
+            .and_then(|()| fs::remove_dir_all(&self.dir))
+            .map_err(|source| Error::Remove { blob: self.blob, source })
+    }
+
     /// What the chunk bits were decoded by: the index that the stored table names, or zeros.
     fn subject(&self) -> Result<[u8; 32], Error> {
         Ok(self.stored_index()?.map_or([0; 32], |index| *index.as_bytes()))
@@ -289,4 +300,17 @@ impl LayerFiles {
             source,
         })
     }
+}
+
+/// The bytes that the data files in `dir` occupy.
+pub(crate) fn data_allocated(dir: &Path) -> io::Result<u64> {
+    let mut total = 0;
+    for name in [DATA, NEW_DATA, CHUNKS] {
+        total += match fs::metadata(dir.join(name)) {
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(total)
 }

@@ -1,17 +1,19 @@
 //! Blobs and layer data on disk, filled piece by piece from [`Source`]s.
 
-pub mod bits;
+mod bits;
 pub mod blob;
 pub mod cache;
 mod disk;
+mod evict;
 mod fetch;
 pub mod layer;
 mod metrics;
 pub mod planner;
 pub mod source;
 mod space;
+mod upkeep;
 
 pub use blob::{Blob, PullThrough};
-pub use cache::{Cache, Config, Pin};
+pub use cache::{Cache, Config, Pin, Usage};
 pub use layer::{LayerData, LayerFiles, LayerObjects};
 pub use source::{Blame, BlobKind, BlobRef, ByteStream, Class, FetchError, Origin, Source};

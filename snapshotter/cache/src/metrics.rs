@@ -20,7 +20,7 @@ pub struct FromSource {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Evicted {
-    /// `blob`, `data` or `layer`.
+    /// `blob`, `data` or `objects`.
     pub what: &'static str,
 }
 

@@ -5,18 +5,9 @@ use std::time::Duration;
 
 use skimmer_cache::{Blob, Class, blob};
 
-use crate::twin::{Deed, Twin, bytes, open, reference, table};
+use crate::twin::{Deed, Twin, bytes, open, pulled, reference, table};
 
 const MIB: usize = 1 << 20;
-
-async fn pulled(blob: &Arc<Blob>) -> Result<Vec<u8>, blob::Error> {
-    let mut pull = blob.pull_through(Class::PullThrough);
-    let mut all = Vec::new();
-    while let Some(part) = pull.next().await? {
-        all.extend_from_slice(&part);
-    }
-    Ok(all)
-}
 
 fn read(blob: &Blob, offset: u64, len: usize) -> Vec<u8> {
     let mut buffer = vec![0; len];

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use prometheus_client::registry::Registry;
 use skimmer_cache::{
-    Blame, BlobKind, BlobRef, ByteStream, Cache, Class, Config, FetchError, Origin, Source,
+    Blame, Blob, BlobKind, BlobRef, ByteStream, Cache, Class, Config, FetchError, Origin, Source,
+    blob,
 };
 use skimmer_proto::piece_table::piece_value;
 use skimmer_proto::{Digest, Geometry, PieceTable};
@@ -155,4 +156,14 @@ pub fn config(root: &Path) -> Config {
 
 pub fn open(root: &Path, source: &Arc<Twin>) -> Cache {
     Cache::open(config(root), Arc::clone(source) as _, &mut Registry::default()).unwrap()
+}
+
+/// The whole blob, by pull-through.
+pub async fn pulled(blob: &Arc<Blob>) -> Result<Vec<u8>, blob::Error> {
+    let mut pull = blob.pull_through(Class::PullThrough);
+    let mut all = Vec::new();
+    while let Some(part) = pull.next().await? {
+        all.extend_from_slice(&part);
+    }
+    Ok(all)
 }

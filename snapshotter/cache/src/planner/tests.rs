@@ -1,0 +1,416 @@
+//! Row by row, by random histories, and over a modelled link in virtual time.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+use super::check::Check;
+use super::*;
+
+const KIB: u64 = 1 << 10;
+const MS: Duration = Duration::from_millis(1);
+
+fn limits() -> Limits {
+    Limits {
+        sources: vec![Capacity { connections: 5, reserved: 1 }],
+        per_blob: 3,
+        background: 2,
+        run_bytes: [1024 * KIB, 1024 * KIB, 512 * KIB],
+        wrong: 3,
+        backoff: 100 * MS,
+        backoff_max: 1000 * MS,
+        deadline: 10_000 * MS,
+    }
+}
+
+/// A planner under observation.
+struct Bench {
+    planner: Planner,
+    check: Check,
+    now: Now,
+    needs: u64,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        let (planner, check) = (Planner::new(limits.clone()), Check::new(limits));
+        Self { planner, check, now: Duration::ZERO, needs: 0 }
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.planner.apply(self.now, event.clone());
+        self.check.step(&event, &actions);
+        actions
+    }
+
+    fn need(&mut self, blob: u64, pieces: Range<u32>, class: Class) -> (NeedId, Vec<Action>) {
+        let need = NeedId(self.needs);
+        self.needs += 1;
+        let (blob, pieces) = (BlobId(blob), pieces.collect());
+        (need, self.apply(Event::Need { need, blob, piece_len: 256 * KIB, pieces, class }))
+    }
+
+    fn fail(&mut self, run: u64, retryable: bool) -> Vec<Action> {
+        self.apply(Event::Ended { run: RunId(run), outcome: Outcome::Failed { retryable } })
+    }
+
+    /// Everything the run carries arrives.
+    fn finish(&mut self, run: u64) -> Vec<Action> {
+        let run = RunId(run);
+        let left = self.check.in_flight[&run].1.clone();
+        let mut actions = Vec::new();
+        for piece in left {
+            actions.extend(self.apply(Event::Arrived { run, piece }));
+        }
+        actions.extend(self.apply(Event::Ended { run, outcome: Outcome::Done }));
+        actions
+    }
+}
+
+fn runs(actions: &[Action]) -> Vec<(u64, Range<u32>, Class)> {
+    let run = |action: &Action| match action {
+        Action::Fetch(run) => Some((run.blob.0, run.pieces.clone(), run.class)),
+        _ => None,
+    };
+    actions.iter().filter_map(run).collect()
+}
+
+#[test]
+fn runs_are_cut_by_class_and_connections() {
+    use Class::{Background, Fault, PullThrough};
+    for (class, pieces, expected) in [
+        (Fault, 2..9, vec![2..6, 6..9]),
+        (PullThrough, 0..100, vec![0..4, 4..8, 8..12]),
+        (Background, 0..100, vec![0..2, 2..4]),
+    ] {
+        let (_, actions) = Bench::new(limits()).need(1, pieces.clone(), class);
+        let expected: Vec<_> = expected.into_iter().map(|run| (1, run, class)).collect();
+        assert_eq!(runs(&actions), expected, "{class:?} {pieces:?}");
+    }
+}
+
+#[test]
+fn a_fault_gets_the_reserved_connection_and_nothing_else_does() {
+    let mut bench = Bench::new(limits());
+    assert_eq!(bench.need(1, 0..100, Class::PullThrough).1.len(), 3);
+    assert_eq!(bench.need(2, 0..100, Class::PullThrough).1.len(), 1);
+    assert_eq!(bench.need(3, 0..100, Class::PullThrough).1.len(), 0);
+    let (_, actions) = bench.need(4, 7..8, Class::Fault);
+    assert_eq!(runs(&actions), [(4, 7..8, Class::Fault)]);
+    assert_eq!(bench.need(5, 7..8, Class::Fault).1.len(), 0);
+    assert_eq!(runs(&bench.finish(0)), [(5, 7..8, Class::Fault)], "before any pull-through");
+}
+
+#[test]
+fn background_yields_to_faults_and_its_pieces_are_upgraded() {
+    let mut bench = Bench::new(limits());
+    let (slow, actions) = bench.need(1, 0..100, Class::Background);
+    assert_eq!(runs(&actions).len(), 2);
+    let (fault, actions) = bench.need(1, 1..2, Class::Fault);
+    assert_eq!(actions, [], "that piece is on its way");
+    let actions = bench.finish(1);
+    assert_eq!(runs(&actions), [], "the other run carries a fault now");
+    let actions = bench.finish(0);
+    assert!(actions.contains(&Action::Satisfied { need: fault }));
+    assert_eq!(runs(&actions).len(), 2, "background goes on");
+    assert!(bench.check.open.contains_key(&slow));
+}
+
+#[test]
+fn a_failed_run_is_tried_again_later_and_later() {
+    let mut bench = Bench::new(limits());
+    let (need, actions) = bench.need(1, 0..1, Class::Fault);
+    assert_eq!(runs(&actions).len(), 1);
+    for (run, wait) in [100, 200, 400, 800, 1000, 1000].into_iter().enumerate() {
+        assert_eq!(bench.fail(run as u64, true), []);
+        let due = bench.now + wait * MS;
+        assert_eq!(bench.planner.next_wake(bench.now), Some(due));
+        bench.now = due - MS;
+        assert_eq!(bench.apply(Event::Tick), []);
+        bench.now = due;
+        assert_eq!(runs(&bench.apply(Event::Tick)), [(1, 0..1, Class::Fault)]);
+    }
+    bench.now = 10_000 * MS;
+    let failed = Action::Failed { need, blob: BlobId(1), why: Why::Deadline };
+    assert_eq!(bench.apply(Event::Tick), [failed]);
+    assert_eq!(bench.planner.next_wake(bench.now), None);
+}
+
+#[test]
+fn progress_keeps_a_pull_through_alive_but_not_a_fault() {
+    let mut bench = Bench::new(limits());
+    let (fault, _) = bench.need(1, 50..51, Class::Fault);
+    let (pull, _) = bench.need(1, 0..3, Class::PullThrough);
+    bench.now = 9_000 * MS;
+    bench.apply(Event::Arrived { run: RunId(1), piece: 0 });
+    bench.now = 10_000 * MS;
+    assert!(matches!(bench.apply(Event::Tick)[..], [Action::Failed { need, .. }] if need == fault));
+    assert_eq!(bench.planner.next_wake(bench.now), Some(19_000 * MS));
+    bench.now = 19_000 * MS;
+    assert!(matches!(bench.apply(Event::Tick)[..], [Action::Failed { need, .. }] if need == pull));
+}
+
+#[test]
+fn a_refusal_fails_every_need_of_the_blob_and_is_not_remembered() {
+    let mut bench = Bench::new(limits());
+    bench.need(1, 0..100, Class::Background);
+    bench.need(1, 200..201, Class::Fault);
+    bench.need(2, 0..1, Class::Fault);
+    assert_eq!(
+        bench.fail(2, false).iter().filter(|a| matches!(a, Action::Failed { .. })).count(),
+        2
+    );
+    assert!(bench.check.failed.values().all(|why| *why == Why::Refused));
+    assert_eq!(bench.check.open.len(), 1, "the other blob has nothing to do with it");
+    bench.now = 200 * MS;
+    assert_eq!(runs(&bench.need(1, 300..301, Class::Fault).1).len(), 1);
+}
+
+#[test]
+fn a_wrong_piece_is_fetched_again_a_bounded_number_of_times() {
+    let mut bench = Bench::new(limits());
+    let (good, _) = bench.need(1, 0..2, Class::Fault);
+    let (bad, _) = bench.need(1, 1..2, Class::Fault);
+    bench.apply(Event::Arrived { run: RunId(0), piece: 0 });
+    for run in 0..2 {
+        let actions = bench.apply(Event::Wrong { run: RunId(run), piece: 1 });
+        assert_eq!(runs(&actions), [(1, 1..2, Class::Fault)]);
+        bench.apply(Event::Ended { run: RunId(run), outcome: Outcome::Done });
+    }
+    let actions = bench.apply(Event::Wrong { run: RunId(2), piece: 1 });
+    assert_eq!(actions.len(), 2);
+    for need in [good, bad] {
+        assert_eq!(bench.check.failed[&need], Why::Wrong { piece: 1 });
+    }
+}
+
+#[test]
+fn a_second_source_takes_over_from_one_that_refuses_lies_or_is_full() {
+    let capacity = Capacity { connections: 1, reserved: 0 };
+    let limits = Limits { sources: vec![capacity; 2], wrong: 1, ..limits() };
+    let source_of = |actions: &[Action]| match actions {
+        [Action::Fetch(run)] => run.source.0,
+        other => panic!("{other:?}"),
+    };
+    let mut bench = Bench::new(limits);
+    assert_eq!(source_of(&bench.need(1, 0..1, Class::Fault).1), 0);
+    assert_eq!(source_of(&bench.need(2, 0..1, Class::Fault).1), 1, "the first is full");
+    bench.finish(1);
+    assert_eq!(source_of(&bench.fail(0, false)), 1, "the first refused");
+    bench.finish(2);
+    assert_eq!(source_of(&bench.need(3, 0..1, Class::Fault).1), 0, "another blob, another answer");
+    assert_eq!(source_of(&bench.apply(Event::Wrong { run: RunId(3), piece: 0 })), 1, "it lied");
+}
+
+#[test]
+fn blobs_of_one_class_share_the_connections() {
+    let mut bench = Bench::new(Limits { per_blob: 10, ..limits() });
+    bench.need(1, 0..100, Class::PullThrough);
+    bench.need(2, 0..100, Class::PullThrough);
+    let next: Vec<_> = (0..2).flat_map(|run| runs(&bench.finish(run))).map(|r| r.0).collect();
+    assert_eq!(next, [2, 2]);
+}
+
+#[test]
+fn what_is_withdrawn_is_not_started_but_what_flies_is_kept() {
+    let mut bench = Bench::new(limits());
+    let (need, actions) = bench.need(1, 0..100, Class::Background);
+    assert_eq!(actions.len(), 2);
+    assert_eq!(bench.apply(Event::Withdrawn { need }), []);
+    assert_eq!(runs(&bench.need(1, 0..5, Class::Fault).1), [(1, 4..5, Class::Fault)]);
+    bench.finish(0);
+    let actions = bench.finish(1);
+    assert_eq!(actions, []);
+    assert!(matches!(bench.finish(2)[..], [Action::Satisfied { .. }]));
+    assert!(bench.planner.blobs.is_empty() && bench.planner.flights.is_empty());
+}
+
+/// One step of a random history.
+#[derive(Clone, Debug)]
+enum Step {
+    Need { blob: u64, first: u32, len: u32, class: usize },
+    Withdraw(proptest::sample::Index),
+    Arrive(proptest::sample::Index),
+    Wrong(proptest::sample::Index),
+    End(proptest::sample::Index, Outcome),
+    Pass(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![
+        2 => Just(Outcome::Done),
+        2 => Just(Outcome::Failed { retryable: true }),
+        1 => Just(Outcome::Failed { retryable: false }),
+    ];
+    let index = any::<proptest::sample::Index>;
+    prop_oneof![
+        4 => (0..3u64, 0..40u32, 1..12u32, 0..3usize)
+            .prop_map(|(blob, first, len, class)| Step::Need { blob, first, len, class }),
+        1 => index().prop_map(Step::Withdraw),
+        8 => index().prop_map(Step::Arrive),
+        1 => index().prop_map(Step::Wrong),
+        3 => (index(), outcome).prop_map(|(index, outcome)| Step::End(index, outcome)),
+        2 => (0..3000u16).prop_map(Step::Pass),
+    ]
+}
+
+fn random_step(bench: &mut Bench, step: Step) {
+    let some_run = |bench: &Bench, index: proptest::sample::Index| {
+        let runs: Vec<_> = bench.check.in_flight.iter().collect();
+        (!runs.is_empty()).then(|| {
+            let (id, (_, left)) = runs[index.index(runs.len())];
+            (*id, left.first().copied())
+        })
+    };
+    match step {
+        Step::Need { blob, first, len, class } => {
+            // As the cache does: nobody asks for what has arrived, but arrivals may be forgotten.
+            _ = bench.need(blob, first..first + len, Class::ALL[class]);
+        }
+        Step::Withdraw(index) => {
+            let open: Vec<_> = bench.check.open.keys().copied().collect();
+            if !open.is_empty() {
+                bench.apply(Event::Withdrawn { need: open[index.index(open.len())] });
+            }
+        }
+        Step::Arrive(index) => {
+            if let Some((run, Some(piece))) = some_run(bench, index) {
+                bench.apply(Event::Arrived { run, piece });
+            }
+        }
+        Step::Wrong(index) => {
+            if let Some((run, Some(piece))) = some_run(bench, index) {
+                bench.apply(Event::Wrong { run, piece });
+            }
+        }
+        Step::End(index, outcome) => {
+            if let Some((run, _)) = some_run(bench, index) {
+                bench.apply(Event::Ended { run, outcome });
+            }
+        }
+        Step::Pass(ms) => {
+            bench.now += Duration::from_millis(ms.into());
+            bench.apply(Event::Tick);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_history_keeps_the_invariants_and_ends(
+        steps in proptest::collection::vec(step(), 0..200), sources in 1..3usize
+    ) {
+        let sources = vec![Capacity { connections: 4, reserved: 1 }; sources];
+        let mut bench = Bench::new(Limits { sources, ..limits() });
+        for step in steps {
+            random_step(&mut bench, step);
+        }
+        // From here on the network is perfect: whatever is open is satisfied, by each missing
+        // piece arriving once, and nothing is remembered.
+        let mut rounds = 0;
+        let failed = bench.check.failed.len();
+        while !bench.check.open.is_empty() || !bench.check.in_flight.is_empty() {
+            rounds += 1;
+            prop_assert!(rounds < 2000, "stuck with {:?}", bench.check.open);
+            if let Some(run) = bench.check.in_flight.keys().next().copied() {
+                bench.finish(run.0);
+            } else {
+                let due = bench.planner.next_wake(bench.now);
+                bench.now = due.expect("something is due");
+                bench.apply(Event::Tick);
+            }
+        }
+        let late = bench.check.failed.values().skip(failed).filter(|w| **w != Why::Deadline).count();
+        prop_assert_eq!(late, 0);
+        prop_assert!(bench.planner.blobs.is_empty() && bench.planner.needs.is_empty());
+        prop_assert!(bench.planner.deadlines.is_empty());
+    }
+}
+
+/// A link of `rate` bytes per ms that its runs share evenly, each after a round trip.
+struct Link {
+    rate: u64,
+    round_trip: u64,
+    /// Per run: when its first byte comes, and the bytes still owed.
+    runs: BTreeMap<RunId, (u64, u64)>,
+    carried: u64,
+}
+
+impl Link {
+    /// Lets one millisecond pass; what arrived.
+    fn step(&mut self, bench: &mut Bench) {
+        let now = u64::try_from(bench.now.as_millis()).unwrap();
+        let active = self.runs.values().filter(|(from, _)| *from <= now).count().max(1) as u64;
+        let mut pieces = Vec::new();
+        for (run, (from, owed)) in &mut self.runs {
+            if *from <= now {
+                let before = owed.div_ceil(256 * KIB);
+                let share = (self.rate / active).min(*owed);
+                *owed -= share;
+                self.carried += share;
+                pieces.push((*run, before - owed.div_ceil(256 * KIB), *owed == 0));
+            }
+        }
+        bench.now += MS;
+        for (run, arrived, done) in pieces {
+            for _ in 0..arrived {
+                let piece = *bench.check.in_flight[&run].1.first().expect("a piece is owed");
+                let actions = bench.apply(Event::Arrived { run, piece });
+                self.open(bench, &actions);
+            }
+            if done {
+                self.runs.remove(&run);
+                let actions = bench.apply(Event::Ended { run, outcome: Outcome::Done });
+                self.open(bench, &actions);
+            }
+        }
+    }
+
+    fn open(&mut self, bench: &Bench, actions: &[Action]) {
+        let now = u64::try_from(bench.now.as_millis()).unwrap();
+        for action in actions {
+            if let Action::Fetch(run) = action {
+                let owed = run.pieces.len() as u64 * 256 * KIB;
+                self.runs.insert(run.id, (now + self.round_trip, owed));
+            }
+        }
+    }
+}
+
+#[test]
+fn on_a_busy_link_faults_wait_for_a_bounded_time_and_each_byte_travels_once() {
+    // 200 Mbit/s, 20 ms: a pull-through of 64 MiB and a background fill of 32 MiB, and a fault of
+    // one piece in a third blob every 50 ms. Alone, a fault would take 20 + 10.5 ms; sharing the
+    // link with four other runs, 20 + 52; and it may find the one before on the reserved connection.
+    let mut bench = Bench::new(Limits { deadline: 600_000 * MS, ..limits() });
+    let mut link = Link { rate: 25_000, round_trip: 20, runs: BTreeMap::new(), carried: 0 };
+    for (blob, pieces, class) in [(1, 0..256, Class::PullThrough), (2, 0..128, Class::Background)] {
+        let (_, actions) = bench.need(blob, pieces, class);
+        link.open(&bench, &actions);
+    }
+    let (mut asked, mut worst) = (BTreeMap::new(), Duration::ZERO);
+    let mut faults = 0;
+    while !bench.check.open.is_empty() {
+        assert!(bench.now < 60_000 * MS, "too slow: {:?} open", bench.check.open.len());
+        if bench.now.as_millis().is_multiple_of(50) && faults < 40 {
+            let (need, actions) = bench.need(3, faults * 3..faults * 3 + 1, Class::Fault);
+            link.open(&bench, &actions);
+            asked.insert(need, bench.now);
+            faults += 1;
+        }
+        link.step(&mut bench);
+        asked.retain(|need, at| {
+            let done = bench.check.satisfied.contains(need);
+            if done {
+                worst = worst.max(bench.now - *at);
+            }
+            !done
+        });
+    }
+    assert!(asked.is_empty() && bench.check.failed.is_empty());
+    assert_eq!(link.carried, (256 + 128 + 40) * 256 * KIB, "each byte once");
+    assert!(worst <= 100 * MS, "a fault waited {worst:?}");
+    // The link is never idle for long: 106 MiB at 25 MB/s take 4.45 s.
+    assert!(bench.now < 5_500 * MS, "{:?}", bench.now);
+}

@@ -1,0 +1,258 @@
+//! What goes on in the background: checkpoints, closing what nobody uses, measuring, evicting.
+//!
+//! One job a cache; it ends with the cache. Reads of the directory are O(entries) and happen here
+//! only, so that opening a cache takes the same time whatever is in it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use skimmer_proto::Digest;
+use tokio::task::spawn_blocking;
+use tracing::{debug, info, warn};
+
+use crate::blob;
+use crate::cache::{BLOBS, Error, Inner, LAYERS};
+use crate::disk;
+use crate::evict::{self, Candidate, What};
+use crate::layer;
+use crate::metrics::Evicted;
+use crate::space::Space;
+
+/// Evicted blobs on their way out; emptied at each start.
+const TRASH: &str = "evicted";
+
+/// While bytes come in, usage is measured this often, so that what is reported is true.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A writer that finds the disk full under the quota gets this share of what is in use evicted.
+const ROOM_PERCENT: u64 = 10;
+
+/// The background job.
+pub async fn run(inner: Weak<Inner>, space: Arc<Space>, interval: Duration) {
+    let mut upkeep = Upkeep { began: Instant::now(), measured: None, crowded: false };
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        let round = spawn_blocking(move || {
+            upkeep.round(&strong);
+            upkeep
+        });
+        match round.await {
+            Ok(after) => upkeep = after,
+            Err(error) => {
+                warn!(%error, "cache upkeep failed, checkpoints and eviction end");
+                return;
+            }
+        }
+        _ = tokio::time::timeout(interval, space.upkeep.notified()).await;
+    }
+}
+
+/// What the job remembers between rounds.
+struct Upkeep {
+    began: Instant,
+    /// When, and what the estimate was then.
+    measured: Option<(Instant, u64)>,
+    /// Over quota with nothing to evict.
+    crowded: bool,
+}
+
+impl Upkeep {
+    fn round(&mut self, inner: &Inner) {
+        if self.measured.is_none() {
+            empty_trash(inner);
+        }
+        inner.checkpoint();
+        inner.close_idle();
+        let asked = inner.shared.space.asked();
+        if (self.is_measuring_due(inner) || asked.is_some())
+            && let Err(error) = self.measure_and_evict(inner, asked.is_some())
+        {
+            warn!(error = &error as &dyn std::error::Error, "cache could not be measured");
+        }
+        if let Some(round) = asked {
+            inner.shared.space.made_room(round);
+        }
+        let used = inner.shared.space.used();
+        inner.shared.metrics.used.set(i64::try_from(used).unwrap_or(i64::MAX));
+    }
+
+    fn is_measuring_due(&self, inner: &Inner) -> bool {
+        let space = &inner.shared.space;
+        self.measured.is_none_or(|(at, used)| {
+            space.used() > space.quota_bytes
+                || (space.used() != used && at.elapsed() > MEASURE_INTERVAL)
+        })
+    }
+
+    fn measure_and_evict(&mut self, inner: &Inner, disk_full: bool) -> Result<(), Error> {
+        let candidates = inner.candidates()?;
+        let mut used = candidates.iter().map(|candidate| candidate.bytes).sum();
+        let quota = inner.shared.space.quota_bytes;
+        let mut excess = evict::excess(used, quota);
+        if disk_full {
+            excess = excess.max(used / 100 * ROOM_PERCENT).max(1);
+        } else if self.began.elapsed() < inner.config.eviction_delay {
+            excess = 0;
+        }
+        let freed = inner.evict(evict::victims(candidates, excess));
+        used -= freed.min(used);
+        inner.shared.space.correct(used);
+        self.measured = Some((Instant::now(), used));
+        let crowded = excess > 0 && used > quota;
+        if crowded && !self.crowded {
+            warn!(used, quota, "cache is over its quota, and everything in it is in use");
+        }
+        self.crowded = crowded;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Records on disk what is present, for everything open. Blocks on the disk.
+    pub fn checkpoint(&self) {
+        let (blobs, layers) = {
+            let open = self.open();
+            let blobs = open.blobs.values().filter(|blob| blob.is_dirty()).cloned();
+            let layers = open.layers.values().filter(|layer| layer.is_dirty()).cloned();
+            (blobs.collect::<Vec<_>>(), layers.collect::<Vec<_>>())
+        };
+        for blob in blobs {
+            if let Err(error) = blob.checkpoint() {
+                warn!(error = &error as &dyn std::error::Error, "blob checkpoint not written");
+            }
+        }
+        for layer in layers {
+            if let Err(error) = layer.checkpoint() {
+                warn!(error = &error as &dyn std::error::Error, "layer checkpoint not written");
+            }
+        }
+    }
+
+    /// Closes what nobody uses and what is recorded on disk.
+    fn close_idle(&self) {
+        let mut open = self.open();
+        open.blobs.retain(|_, blob| Arc::strong_count(blob) > 1 || blob.is_dirty());
+        open.layers
+            .retain(|_, layer| Arc::strong_count(layer) > 1 || layer.is_dirty() || layer.is_read());
+    }
+
+    /// Everything on disk, with its size and use.
+    pub fn candidates(&self) -> Result<Vec<Candidate>, Error> {
+        let mut all = Vec::new();
+        self.each(BLOBS, |digest, dir, last_use| {
+            let what = match fs::metadata(dir.join(blob::DATA)) {
+                Ok(metadata) if metadata.permissions().mode() & 0o222 == 0 => What::WholeBlob,
+                _ => What::PartialBlob,
+            };
+            let bytes = disk::allocated(dir)?;
+            let in_use = self.open().is_blob_used(digest);
+            all.push(Candidate { what, digest, bytes, last_use, in_use });
+            Ok(())
+        })?;
+        self.each(LAYERS, |digest, dir, last_use| {
+            let data = layer::data_allocated(dir)?;
+            let objects = disk::allocated(dir)?.saturating_sub(data);
+            let in_use = self.open().is_layer_used(digest);
+            for (what, bytes) in [(What::Data, data), (What::Objects, objects)] {
+                all.push(Candidate { what, digest, bytes, last_use, in_use });
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Visits the directories of `kind`; what has gone meanwhile is passed over.
+    fn each(
+        &self,
+        kind: &str,
+        mut visit: impl FnMut(Digest, &Path, SystemTime) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let path = self.config.root.join(kind);
+        let failed = |source| Error::Scan { path: path.clone(), source };
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let Some(digest) = name.to_str().and_then(|name| Digest::from_hex(name).ok()) else {
+                continue;
+            };
+            let visited = entry
+                .metadata()
+                .and_then(|metadata| visit(digest, &entry.path(), metadata.modified()?));
+            match visited {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                visited => visited.map_err(failed)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Evicts what isn't in use by now. The bytes freed.
+    pub fn evict(&self, victims: Vec<Candidate>) -> u64 {
+        let mut freed = 0;
+        for victim in victims {
+            let (what, digest, bytes) = (victim.what.name(), victim.digest, victim.bytes);
+            let evicted = match victim.what {
+                What::WholeBlob | What::PartialBlob => self.evict_blob(digest),
+                What::Data => self.evict_layer(digest, layer::LayerFiles::evict_data),
+                What::Objects => self.evict_layer(digest, layer::LayerFiles::evict),
+            };
+            match evicted {
+                Ok(true) => {
+                    debug!(what, %digest, bytes, "evicted");
+                    freed += bytes;
+                    let label = Evicted { what };
+                    self.shared.metrics.evicted.get_or_create(&label).inc_by(bytes);
+                }
+                Ok(false) => {}
+                Err(error) => warn!(what, %digest, %error, "could not be evicted"),
+            }
+        }
+        if freed > 0 {
+            info!(bytes = freed, "evicted from the cache");
+        }
+        freed
+    }
+
+    /// Moves the directory away under the lock, so that nobody opens it half removed.
+    fn evict_blob(&self, digest: Digest) -> io::Result<bool> {
+        let trash = self.config.root.join(TRASH);
+        fs::create_dir_all(&trash)?;
+        let gone = trash.join(digest.hex());
+        let closed = {
+            let mut open = self.open();
+            if open.is_blob_used(digest) {
+                return Ok(false);
+            }
+            fs::rename(self.blob_dir(digest), &gone)?;
+            open.blobs.remove(&digest)
+        };
+        drop(closed);
+        fs::remove_dir_all(&gone)?;
+        Ok(true)
+    }
+
+    fn evict_layer(
+        &self,
+        digest: Digest,
+        evict: impl FnOnce(&layer::LayerFiles) -> Result<bool, layer::Error>,
+    ) -> io::Result<bool> {
+        if self.open().is_layer_used(digest) {
+            return Ok(false);
+        }
+        // Whoever opens the data file meanwhile waits, then finds it empty.
+        evict(&self.layer_files(digest)).map_err(io::Error::other)
+    }
+}
+
+fn empty_trash(inner: &Inner) {
+    match fs::remove_dir_all(inner.config.root.join(TRASH)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(%error, "left-overs of an eviction could not be removed");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,168 @@
+//! A layer's objects and data file.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use skimmer_cache::{Cache, LayerFiles, layer};
+use skimmer_proto::{Digest, PieceTable};
+
+use crate::twin::{Twin, bytes, open};
+
+const MIB: u64 = 1 << 20;
+
+fn setup() -> (tempfile::TempDir, Cache) {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), &Twin::honest());
+    (dir, cache)
+}
+
+fn blob() -> Digest {
+    Digest::of(b"blob")
+}
+
+fn table(index: &[u8]) -> PieceTable {
+    let geometry = skimmer_proto::Geometry::of(4).unwrap();
+    let value = *blake3_of(b"blob");
+    PieceTable::new(geometry, blob(), Digest::of(b"tar"), Digest::of(index), vec![value]).unwrap()
+}
+
+fn blake3_of(bytes: &[u8]) -> Box<[u8; 32]> {
+    let geometry = skimmer_proto::Geometry::of(bytes.len() as u64).unwrap();
+    Box::new(skimmer_proto::piece_table::piece_value(geometry, 0, bytes))
+}
+
+fn stored(files: &LayerFiles, index: &[u8]) {
+    files.store(index, &table(index), b"inodes").unwrap();
+}
+
+#[tokio::test]
+async fn objects_come_back_as_stored() {
+    let (dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    assert!(files.load().unwrap().is_none());
+    stored(&files, b"index");
+    let again = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+    let objects = again.load().unwrap().unwrap();
+    assert_eq!((&objects.index[..], objects.table), (&b"index"[..], table(b"index")));
+    assert_eq!(fs::read(again.inodes_path()).unwrap(), b"inodes");
+    again.remove().unwrap();
+    assert!(files.load().unwrap().is_none());
+    again.remove().unwrap();
+}
+
+#[tokio::test]
+async fn objects_that_do_not_belong_together_are_not_stored_nor_loaded() {
+    let (_dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    let error = files.store(b"other", &table(b"index"), b"").unwrap_err();
+    assert!(matches!(error, layer::Error::ForeignIndex { .. }), "{error}");
+    let other = cache.layer(Digest::of(b"another blob")).unwrap();
+    let error = other.store(b"index", &table(b"index"), b"").unwrap_err();
+    assert!(matches!(error, layer::Error::ForeignTable { .. }), "{error}");
+    for (name, bytes) in [("index", &b"indeX"[..]), ("table", b"garbage"), ("table", b"")] {
+        stored(&files, b"index");
+        fs::write(files.inodes_path().with_file_name(name), bytes).unwrap();
+        assert!(files.load().unwrap().is_none(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn chunks_are_remembered_as_far_as_recorded() {
+    let (dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    stored(&files, b"index");
+    {
+        let data = files.open_data(10 * MIB, 10).unwrap();
+        data.file().write_all_at(b"chunk 3", 3 * MIB).unwrap();
+        data.mark(3);
+        data.checkpoint().unwrap();
+        data.mark(4);
+        assert_eq!((data.missing(2..6), data.present()), (vec![2, 5], 2));
+        assert_eq!(data.present_bytes(), 2 * MIB);
+    }
+    let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+    let data = files.open_data(10 * MIB, 10).unwrap();
+    assert!(data.has(3) && !data.has(4) && !data.complete());
+    assert!(matches!(files.open_data(10 * MIB, 11), Err(layer::Error::InUse { .. })));
+}
+
+#[tokio::test]
+async fn chunks_of_another_index_file_or_shape_are_forgotten() {
+    let damages: [fn(&LayerFiles); 5] = [
+        |files| stored(files, b"another index"),
+        |files| fs::remove_file(files.data_path()).unwrap(),
+        |files| {
+            let file = fs::OpenOptions::new().write(true).open(files.data_path()).unwrap();
+            file.set_len(1).unwrap();
+        },
+        |files| fs::write(files.data_path().with_file_name("chunks"), b"junk").unwrap(),
+        |files| fs::remove_file(files.data_path().with_file_name("table")).unwrap(),
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let (dir, cache) = setup();
+        let files = cache.layer(blob()).unwrap();
+        stored(&files, b"index");
+        let data = files.open_data(4 * MIB, 4).unwrap();
+        data.mark(1);
+        data.checkpoint().unwrap();
+        drop(data);
+        let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+        damage(&files);
+        let data = files.open_data(4 * MIB, 4).unwrap();
+        assert_eq!(data.present(), 0, "damage {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_decoded_layer_is_adopted_whole() {
+    let (dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    let content = bytes(3 * 1024 * 1024, 5);
+    files.new_data().unwrap().write_all_at(b"from an attempt that failed", 0).unwrap();
+    files.new_data().unwrap().write_all_at(&content, 0).unwrap();
+    stored(&files, b"index");
+    let data = files.adopt_data(4 * MIB, 4).unwrap();
+    assert!(data.complete());
+    assert_eq!(data.file().metadata().unwrap().len(), 4 * MIB);
+    cache.drain().await.unwrap();
+    let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+    let data = files.open_data(4 * MIB, 4).unwrap();
+    assert!(data.complete());
+    let mut back = vec![0; content.len()];
+    data.file().read_exact_at(&mut back, 0).unwrap();
+    assert!(back == content);
+}
+
+#[tokio::test]
+async fn punched_chunks_are_gone_from_bitmap_and_disk() {
+    let (dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    stored(&files, b"index");
+    let data = files.open_data(4 * MIB, 4).unwrap();
+    data.file().write_all_at(&bytes(4 << 20, 6), 0).unwrap();
+    (0..4).for_each(|chunk| data.mark(chunk));
+    data.checkpoint().unwrap();
+    let before = files.allocated().unwrap();
+    data.punch(1..3, MIB..3 * MIB).unwrap();
+    assert_eq!(data.missing(0..4), [1, 2]);
+    assert!(files.allocated().unwrap() <= before - 2 * MIB);
+    let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+    assert_eq!(files.open_data(4 * MIB, 4).unwrap().missing(0..4), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_removed_layer_can_still_be_read_by_who_has_it_open() {
+    let (_dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    stored(&files, b"index");
+    let data = files.open_data(4, 1).unwrap();
+    data.file().write_all_at(b"data", 0).unwrap();
+    data.mark(0);
+    files.remove().unwrap();
+    data.checkpoint().unwrap();
+    let mut back = [0; 4];
+    data.file().read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(&back, b"data");
+    let fresh = files.open_data(4, 1).unwrap();
+    assert!(!fresh.has(0), "the next file knows nothing of the last");
+}
