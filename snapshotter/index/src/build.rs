@@ -177,4 +177,4 @@ pub fn assemble(sums: Sums, decoded: Decoded, scanned: Scanned) -> Result<Built,
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ use crate::codec::Compression;
 use crate::erofs::Copy;
 
 pub use format::Error;
+pub(crate) use format::MAX_DATA_LEN;
 
 /// The index of one layer blob, byte-identical wherever it is built. Its name is the SHA-256 of its
 /// encoded bytes, which the blob's piece table holds.

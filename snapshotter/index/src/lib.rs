@@ -7,4 +7,5 @@ pub mod codec;
 pub mod erofs;
 pub mod index;
 pub mod tar;
+pub mod toc;
 pub mod tree;

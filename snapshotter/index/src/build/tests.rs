@@ -78,7 +78,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The data file, made chunk by chunk as a node does.
-fn data_file(index: &LayerIndex, blob: &[u8]) -> Vec<u8> {
+pub(crate) fn data_file(index: &LayerIndex, blob: &[u8]) -> Vec<u8> {
     let mut file = vec![0; index.data_len as usize];
     let mut out = Vec::new();
     for i in (0..index.chunks.len()).rev() {
@@ -96,7 +96,7 @@ fn data_file(index: &LayerIndex, blob: &[u8]) -> Vec<u8> {
     file
 }
 
-fn read(index: &LayerIndex, file: &[u8], path: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn read(index: &LayerIndex, file: &[u8], path: &[&[u8]]) -> Vec<u8> {
     let inodes = Inodes::open(&index.inodes[..], index.data_len).unwrap();
     let nid = path.iter().fold(inodes.root(), |dir, name| inodes.lookup(dir, name).unwrap());
     let size = inodes.inode(nid).unwrap().size;

@@ -49,7 +49,7 @@ fn zstd_frame(level: i32, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Everything out of the decoder, the blob pushed in pieces of `step` bytes.
-fn decode(blob: &[u8], step: usize) -> (Vec<u8>, Result<Decoded, Error>) {
+pub(crate) fn decode(blob: &[u8], step: usize) -> (Vec<u8>, Result<Decoded, Error>) {
     let mut out = Vec::new();
     let mut decoder = Decoder::new(1 << 30);
     for part in blob.chunks(step.max(1)) {
@@ -139,7 +139,7 @@ fn members_and_frames_are_chunks_unless_small() {
         for (blob, compression) in [(members, Compression::Gzip), (frames, Compression::Zstd)] {
             let index = check(&blob, &plain, 10_000);
             assert_eq!((index.chunks.len(), index.compression), (chunks, compression), "{len}");
-            assert_eq!(index.windows, []);
+            assert!(index.windows.is_empty());
         }
     }
 }
