@@ -1,1 +1,16 @@
-//! placeholder
+//! A layer as a read-only file system: from a blob's bytes to a mount.
+
+pub mod config;
+pub mod fill;
+pub mod fuse;
+pub mod layer;
+pub mod layers;
+mod metrics;
+pub mod mount;
+pub mod pull;
+pub mod state;
+
+pub use config::{Config, FuseConfig};
+pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
+pub use layers::{Layers, Mode, Shown, Status};
+pub use state::State;

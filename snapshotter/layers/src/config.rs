@@ -1,0 +1,57 @@
+//! What the daemon decides for this crate.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of [`crate::Layers`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of the mounts: `<root>/snapshots/m`.
+    pub mounts: PathBuf,
+    /// Blobs shorter than this are fetched whole even if there is an index.
+    pub min_layer_bytes: u64,
+    /// How long a container must have run before its layers are completed in the background;
+    /// `None`: never.
+    pub background_delay: Option<Duration>,
+    /// How long a reader waits for bytes before it gets EIO.
+    pub deadline: Duration,
+    /// Most bytes that one layer may decode to.
+    pub max_data_bytes: u64,
+    /// How many layers are pulled through at once.
+    pub pulls: usize,
+    pub fuse: FuseConfig,
+}
+
+impl Config {
+    /// The defaults, with mounts under `mounts`.
+    pub fn new(mounts: PathBuf) -> Self {
+        Self {
+            mounts,
+            min_layer_bytes: 1 << 20,
+            background_delay: Some(Duration::from_secs(60)),
+            deadline: Duration::from_secs(300),
+            max_data_bytes: 256 << 30,
+            pulls: 3,
+            fuse: FuseConfig::default(),
+        }
+    }
+}
+
+/// How mounts are served.
+#[derive(Clone, Debug)]
+pub struct FuseConfig {
+    /// Threads that take requests from the kernel, per mount.
+    pub threads: usize,
+    /// The kernel's read-ahead for our mounts, KiB.
+    pub read_ahead_kib: u32,
+    /// Reads that the kernel may have in flight by itself, per mount.
+    pub max_background: u16,
+    /// Reads of one mount that wait for bytes at once; more wait their turn.
+    pub max_waiting: usize,
+}
+
+impl Default for FuseConfig {
+    fn default() -> Self {
+        Self { threads: 2, read_ahead_kib: 1024, max_background: 64, max_waiting: 64 }
+    }
+}

@@ -1,0 +1,295 @@
+//! A layer as a read-only FUSE file system: names and attributes from the index's inodes, bytes
+//! from the layer's data file.
+//!
+//! Owns: nothing but handles; every request is answered from the inodes and the [`Content`].
+//! Does not own: how missing bytes come (see [`crate::fill`]), the mount (see [`crate::mount`]).
+//!
+//! Invariants:
+//! - A thread that takes requests from the kernel never waits for bytes: a read that needs them is
+//!   answered from the runtime.
+//! - Opens are stateless: a successor of this process answers for handles that it never saw.
+//! - A layer never changes, so the kernel is told to remember every answer for good.
+
+pub mod attr;
+pub mod buffers;
+pub mod device;
+pub mod read;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyXattr, Request,
+};
+use skimmer_index::erofs::{FileKind, Inode, Inodes};
+
+use crate::config::FuseConfig;
+use attr::Numbers;
+pub use read::{Content, Reader};
+
+/// How long the kernel may keep an answer: in effect for ever.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The unit in which [`Filesystem::statfs`] counts.
+const BLOCK_BYTES: u32 = 4096;
+
+/// The longest name in a directory.
+const NAME_BYTES: u32 = 255;
+
+/// What the kernel is asked for, where it offers it.
+const WANTED: [InitFlags; 9] = [
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_NO_OPEN_SUPPORT,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_HAS_RESEND,
+    InitFlags::FUSE_ALLOW_IDMAP,
+];
+
+/// The file system of one layer.
+pub struct LayerFs<C: Content> {
+    reader: Arc<Reader<C>>,
+    numbers: Numbers,
+    max_background: u16,
+    /// Whether any inode has an extended attribute; if not, the kernel stops asking.
+    xattrs: bool,
+    /// Whether the kernel does without open and opendir requests if told so.
+    skips_open: bool,
+}
+
+impl<C: Content> LayerFs<C> {
+    pub fn new(reader: Arc<Reader<C>>, config: &FuseConfig) -> Self {
+        let inodes = reader.inodes();
+        Self {
+            numbers: Numbers::new(inodes.root()),
+            max_background: config.max_background.max(1),
+            xattrs: inodes.any_xattrs(),
+            skips_open: false,
+            reader,
+        }
+    }
+
+    fn inodes(&self) -> &Inodes<C::Bytes> {
+        self.reader.inodes()
+    }
+
+    fn inode(&self, number: INodeNo) -> Result<Inode, Errno> {
+        self.inodes().inode(self.numbers.nid(number)).ok_or(Errno::ENOENT)
+    }
+
+    fn attributes(&self, inode: &Inode) -> fuser::FileAttr {
+        attr::attributes(self.numbers.number(inode.nid), inode)
+    }
+
+    /// Answers an open; most kernels ask once and remember that they need not ask again.
+    fn opened(&self, reply: ReplyOpen) {
+        if self.skips_open {
+            reply.error(Errno::ENOSYS);
+        } else {
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+            reply.opened(FileHandle(0), flags);
+        }
+    }
+}
+
+impl<C: Content> Filesystem for LayerFs<C> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            // A kernel that lacks one works without.
+            let _ = config.add_capabilities(flag);
+        }
+        if self.xattrs {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+        }
+        let skipping = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.skips_open = config.capabilities().contains(skipping);
+        // Both refuse nothing but 0 and what exceeds the reader's buffer.
+        config.set_max_write(device::MAX_READ).map_err(|_| io::ErrorKind::InvalidInput)?;
+        config.set_max_background(self.max_background).map_err(|_| io::ErrorKind::InvalidInput)?;
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let inodes = self.inodes();
+        let found = inodes.lookup(self.numbers.nid(parent), name.as_bytes());
+        match found.and_then(|nid| inodes.inode(nid)) {
+            Some(inode) => reply.entry(&FOREVER, &self.attributes(&inode), Generation(0)),
+            // Number 0 means: there is no such name, and there will not be.
+            None => reply.entry(&FOREVER, &attr::NONE, Generation(0)),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.inode(ino) {
+            Ok(inode) => reply.attr(&FOREVER, &self.attributes(&inode)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.inodes().symlink(self.numbers.nid(ino)) {
+            Some(target) => reply.data(target),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.opened(reply);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.opened(reply);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.inode(ino) {
+            Ok(inode) if inode.kind == FileKind::File => {
+                self.reader.read(&inode, offset, size, reply)
+            }
+            Ok(_) => reply.error(Errno::EISDIR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        for entry in self.inodes().entries(self.numbers.nid(ino), offset) {
+            let number = self.numbers.number(entry.nid);
+            let name = OsStr::from_bytes(entry.name);
+            if reply.add(number, entry.next, attr::file_type(entry.kind), name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        for entry in self.inodes().entries(self.numbers.nid(ino), offset) {
+            let Some(inode) = self.inodes().inode(entry.nid) else {
+                return reply.error(Errno::EIO);
+            };
+            let attributes = self.attributes(&inode);
+            let name = OsStr::from_bytes(entry.name);
+            let number = attributes.ino;
+            if reply.add(number, entry.next, name, &FOREVER, &attributes, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.reader.content().data_len().div_ceil(u64::from(BLOCK_BYTES));
+        let files = self.inodes().inode_count();
+        reply.statfs(blocks, 0, 0, files, 0, BLOCK_BYTES, NAME_BYTES, BLOCK_BYTES);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.inodes().xattr(self.numbers.nid(ino), name.as_bytes()) {
+            Some(value) => sized(value, size, reply),
+            None => reply.error(Errno::NO_XATTR),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
+        let mut names = Vec::new();
+        for attribute in self.inodes().xattrs(self.numbers.nid(ino)) {
+            names.extend_from_slice(attribute.prefix);
+            names.extend_from_slice(attribute.suffix);
+            names.push(0);
+        }
+        sized(&names, size, reply);
+    }
+
+    // What follows is refused in the way that makes the kernel do it by itself, or stop asking.
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Answers a request for a value: its size if `size` is 0, else the value if it fits.
+fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}

@@ -1,0 +1,50 @@
+//! A few read buffers shared by all mounts, so that hundreds of idle mounts hold none.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::device::MAX_READ;
+
+/// How many buffers are kept when nobody reads.
+const KEPT: usize = 4;
+
+/// Buffers of [`MAX_READ`] bytes.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    /// Calls `use_it` with a buffer of `len` bytes of any content.
+    pub fn with<T>(&self, len: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+        let taken = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut buffer = taken.unwrap_or_else(|| vec![0; MAX_READ as usize]);
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        let result = use_it(&mut buffer[..len]);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < KEPT {
+            free.push(buffer);
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back() {
+        let buffers = Buffers::default();
+        let first = buffers.with(10, |buffer| {
+            assert_eq!(buffer.len(), 10);
+            buffer.as_ptr()
+        });
+        assert_eq!(buffers.with(20, |buffer| buffer.as_ptr()), first);
+        assert_eq!(
+            buffers.with(MAX_READ as usize + 1, |buffer| buffer.len()),
+            MAX_READ as usize + 1
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! Reads: what is there is answered on the spot, what is missing from the runtime once it has come.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Errno, ReplyData};
+use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::buffers::Buffers;
+
+/// The bytes behind a mount: a data file that may have gaps.
+pub trait Content: Send + Sync + 'static {
+    /// The inodes' encoded form.
+    type Bytes: AsRef<[u8]> + Send + Sync + 'static;
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    fn inodes(&self) -> &Inodes<Self::Bytes>;
+
+    fn file(&self) -> &File;
+
+    /// Length of the data file.
+    fn data_len(&self) -> u64;
+
+    /// Whether all of `range` of the data file can be read now.
+    fn has(&self, range: &Range<u64>) -> bool;
+
+    /// Completes once [`Content::has`] all of `ranges`; fails only after the deadline.
+    fn ensure(&self, ranges: &[Range<u64>])
+    -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// A read of file `inode` got EIO.
+    fn failed(&self, inode: Nid, error: &(dyn std::error::Error + 'static));
+
+    /// A read had to wait.
+    fn waited(&self, time: Duration);
+}
+
+/// Answers reads of one layer.
+pub struct Reader<C: Content> {
+    content: C,
+    buffers: Arc<Buffers>,
+    runtime: Handle,
+    waiting: Arc<Semaphore>,
+}
+
+impl<C: Content> Reader<C> {
+    /// `max_waiting`: reads that wait for bytes at once.
+    pub fn new(
+        content: C,
+        buffers: Arc<Buffers>,
+        runtime: Handle,
+        max_waiting: usize,
+    ) -> Arc<Self> {
+        let waiting = Arc::new(Semaphore::new(max_waiting.max(1)));
+        Arc::new(Self { content, buffers, runtime, waiting })
+    }
+
+    pub fn inodes(&self) -> &Inodes<C::Bytes> {
+        self.content.inodes()
+    }
+
+    pub const fn content(&self) -> &C {
+        &self.content
+    }
+
+    /// Answers a read of up to `size` bytes of a regular file.
+    pub fn read(self: &Arc<Self>, inode: &Inode, offset: u64, size: u32, reply: ReplyData) {
+        let end = offset.saturating_add(u64::from(size)).min(inode.size);
+        if offset >= end {
+            return reply.data(&[]);
+        }
+        let extents = joined(self.inodes().extents(inode.nid, offset..end));
+        let request = Read { inode: inode.nid, range: offset..end, extents };
+        let mut missing = request.ranges();
+        missing.retain(|range| !self.content.has(range));
+        if missing.is_empty() {
+            return self.answer(&request, reply);
+        }
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move { this.answer_later(request, missing, reply).await });
+    }
+
+    async fn answer_later(
+        self: Arc<Self>,
+        request: Read,
+        missing: Vec<Range<u64>>,
+        reply: ReplyData,
+    ) {
+        let started = Instant::now();
+        let Ok(_permit) = self.waiting.acquire().await else {
+            return reply.error(Errno::EIO);
+        };
+        let ensured = self.content.ensure(&missing).await;
+        self.content.waited(started.elapsed());
+        match ensured {
+            Ok(()) => {
+                let this = Arc::clone(&self);
+                // A reply that is dropped unsent answers EIO by itself.
+                let _ = tokio::task::spawn_blocking(move || this.answer(&request, reply)).await;
+            }
+            Err(error) => {
+                self.content.failed(request.inode, &error);
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+
+    /// Answers a read whose bytes are all there.
+    fn answer(&self, request: &Read, reply: ReplyData) {
+        let Ok(len) = usize::try_from(request.range.end - request.range.start) else {
+            return reply.error(Errno::EIO);
+        };
+        self.buffers.with(len, |buffer| match request.gather(self.content.file(), buffer) {
+            Ok(()) => reply.data(buffer),
+            Err(error) => {
+                self.content.failed(request.inode, &error);
+                reply.error(Errno::EIO);
+            }
+        });
+    }
+}
+
+/// One read: a range of a file and where its bytes are.
+struct Read {
+    inode: Nid,
+    range: Range<u64>,
+    extents: Vec<FileExtent>,
+}
+
+impl Read {
+    /// The ranges of the data file that it needs.
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.extents.iter().filter_map(|e| e.at.map(|at| at..at + e.len)).collect()
+    }
+
+    /// Fills `buffer`, which is as long as the range, from `file`; holes are zeros.
+    fn gather(&self, file: &File, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        for extent in &self.extents {
+            let start = usize_of(extent.logical - self.range.start)?;
+            let end = start + usize_of(extent.len)?;
+            let outside = || io::Error::other("extents of the file overlap");
+            buffer.get_mut(filled..start).ok_or_else(outside)?.fill(0);
+            let part = buffer.get_mut(start..end).ok_or_else(outside)?;
+            match extent.at {
+                Some(at) => file.read_exact_at(part, at)?,
+                None => part.fill(0),
+            }
+            filled = end;
+        }
+        buffer[filled..].fill(0);
+        Ok(())
+    }
+}
+
+/// Neighbours in the file that are neighbours in the data file too become one.
+fn joined(extents: impl Iterator<Item = FileExtent>) -> Vec<FileExtent> {
+    let mut out: Vec<FileExtent> = Vec::new();
+    for next in extents {
+        match out.last_mut() {
+            Some(last) if last.at.map(|at| at + last.len) == next.at && next.at.is_some() => {
+                last.len += next.len;
+            }
+            _ => out.push(next),
+        }
+    }
+    out
+}
+
+fn usize_of(n: u64) -> io::Result<usize> {
+    usize::try_from(n).map_err(io::Error::other)
+}

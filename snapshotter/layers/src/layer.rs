@@ -1,0 +1,283 @@
+//! One layer: from "wanted" to a mount, and back.
+//!
+//! Owns: the layer's state machine, its open files, its mount, the work under way for it.
+//! Does not own: bytes on disk (the cache's), which layers there are (see [`crate::layers`]).
+//!
+//! Invariants:
+//! - What [`State`] says to do is done in the order in which it was decided, one at a time.
+//! - While a layer is open it is pinned in the cache.
+//! - Only [`crate::Layers::begin`] brings a released layer back; whoever still holds one gets an
+//!   error.
+
+mod complete;
+mod error;
+mod open;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skimmer_cache::{BlobRef, Class};
+use skimmer_proto::Digest;
+use tokio::sync::watch;
+
+use crate::fuse::LayerFs;
+use crate::layers::Shared;
+use crate::mount::{Mount, error_chain};
+use crate::state::{Action, Event, Machine, State};
+pub use complete::Error as VerifyError;
+pub use error::{Cause, LayerError};
+pub(crate) use open::Open;
+
+/// A layer of an image, as the image's manifest and config describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    pub blob: BlobRef,
+    /// From the manifest; a hint.
+    pub media_type: String,
+    /// From the config: what the decoded tar must hash to.
+    pub diff_id: Digest,
+    /// The image's name, for messages.
+    pub image: String,
+}
+
+/// Where a layer is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    pub id: u64,
+    pub path: PathBuf,
+}
+
+/// Why a layer failed; shared by all who waited for it.
+pub type Failure = Arc<LayerError>;
+
+/// One layer in use. Made by [`crate::Layers::begin`].
+pub struct Layer {
+    shared: Arc<Shared>,
+    spec: Mutex<LayerSpec>,
+    core: Mutex<Core>,
+    /// Sent to whenever the state may have changed.
+    changed: watch::Sender<()>,
+    /// Held by whoever mounts.
+    mounting: tokio::sync::Mutex<()>,
+    /// Held by whoever completes.
+    completing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Core {
+    machine: Machine<Failure>,
+    open: Option<Arc<Open>>,
+    mount: Option<Mount>,
+}
+
+impl Layer {
+    pub(crate) fn new(shared: Arc<Shared>, spec: LayerSpec) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            spec: Mutex::new(spec),
+            core: Mutex::default(),
+            changed: watch::Sender::new(()),
+            mounting: tokio::sync::Mutex::default(),
+            completing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub fn spec(&self) -> LayerSpec {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).blob.digest
+    }
+
+    pub fn state(&self) -> State<Failure> {
+        self.core().machine.state().clone()
+    }
+
+    /// Waits until the layer can be mounted. A layer that failed a while ago is tried again.
+    pub async fn ready(self: &Arc<Self>) -> Result<(), Failure> {
+        let mut changes = self.changed.subscribe();
+        if !matches!(self.state(), State::Absent) {
+            self.want();
+        }
+        loop {
+            match self.state() {
+                State::Lazy | State::Local => return Ok(()),
+                State::Failed { error, .. } => return Err(error),
+                State::Absent => return Err(self.failure(Cause::Released)),
+                State::Opening | State::PullThrough => {}
+            }
+            // The sender lives in `self`.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Waits until the layer is ready and mounts it if it isn't mounted.
+    pub async fn mount(self: &Arc<Self>) -> Result<Mounted, Failure> {
+        self.ready().await?;
+        let _turn = self.mounting.lock().await;
+        let (open, mounted) = {
+            let core = self.core();
+            (core.open.clone(), core.mount.as_ref().map(mounted))
+        };
+        if let Some(mounted) = mounted {
+            return Ok(mounted);
+        }
+        let open = open.ok_or_else(|| self.failure(Cause::Released))?;
+        let this = Arc::clone(self);
+        let new = tokio::task::spawn_blocking(move || this.mount_now(&open))
+            .await
+            .unwrap_or_else(|_| Err(Cause::Interrupted))
+            .map_err(|cause| self.failure(cause))?;
+        self.complete_later();
+        Ok(new)
+    }
+
+    /// Mounts `open`, unless the layer has been released meanwhile.
+    fn mount_now(self: &Arc<Self>, open: &Arc<Open>) -> Result<Mounted, Cause> {
+        let file_system = LayerFs::new(open.reader(self, &self.shared), &self.shared.config.fuse);
+        let mount = self
+            .shared
+            .mounts
+            .mount(file_system, &self.shared.config.fuse)
+            .map_err(|source| Cause::Mount { source })?;
+        let result = mounted(&mount);
+        let mut core = self.core();
+        if core.open.as_ref().is_some_and(|current| Arc::ptr_eq(current, open)) {
+            core.mount = Some(mount);
+            drop(core);
+            self.shared.metrics.mounts.inc();
+            Ok(result)
+        } else {
+            drop(core);
+            drop(mount);
+            Err(Cause::Released)
+        }
+    }
+
+    pub fn mounted(&self) -> Option<Mounted> {
+        self.core().mount.as_ref().map(mounted)
+    }
+
+    pub(crate) fn opened(&self) -> Option<Arc<Open>> {
+        self.core().open.clone()
+    }
+
+    /// Somebody needs the layer.
+    pub(crate) fn want(self: &Arc<Self>) {
+        self.apply(Event::Wanted, None);
+    }
+
+    /// Nobody needs it any more. Blocks for as long as an unmount takes.
+    pub(crate) fn release(self: &Arc<Self>) {
+        self.apply(Event::Released, None);
+    }
+
+    /// Newer knowledge of where the blob may be had.
+    pub(crate) fn update(&self, spec: &LayerSpec) {
+        let mut known = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone_from(spec);
+    }
+
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self.core().machine.state(), State::Absent)
+    }
+
+    /// Feeds the state machine and does what it says. `open` comes with [`Event::Ready`].
+    fn apply(self: &Arc<Self>, event: Event<Failure>, open: Option<Arc<Open>>) {
+        let now = self.shared.now();
+        let (action, closed) = {
+            let mut core = self.core();
+            if open.is_some() {
+                core.open = open;
+            }
+            let action = core.machine.apply(now, event);
+            let closed = (action == Action::Close).then(|| (core.mount.take(), core.open.take()));
+            (action, closed)
+        };
+        self.changed.send_replace(());
+        match action {
+            Action::Nothing => {}
+            Action::Open => self.spawn(Self::open),
+            Action::PullThrough => self.spawn(Self::pull_through),
+            Action::Close => {
+                let (mount, open) = closed.unwrap_or_default();
+                self.close(mount, open.as_deref());
+            }
+        }
+    }
+
+    fn close(self: &Arc<Self>, mount: Option<Mount>, open: Option<&Open>) {
+        if let Some(mount) = mount {
+            self.shared.metrics.mounts.dec();
+            if let Err(error) = mount.unmount() {
+                tracing::warn!(layer = %self.digest(), error = error_chain(&error), "mount left behind");
+            }
+        }
+        if let Some(open) = open {
+            open.checkpoint();
+        }
+        self.shared.forget(self);
+    }
+
+    fn spawn<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.runtime.spawn(work(Arc::clone(self)));
+    }
+
+    /// Looks for the layer on disk.
+    async fn open(self: Arc<Self>) {
+        let spec = self.spec();
+        let writer = self.shared.writer(spec.blob.digest).await;
+        let shared = Arc::clone(&self.shared);
+        let found = tokio::task::spawn_blocking(move || Open::load(&shared, &spec))
+            .await
+            .unwrap_or(Err(Cause::Interrupted));
+        // The pull-through takes its own turn.
+        drop(writer);
+        match found {
+            Ok(Some(open)) => self.ready_with(open),
+            Ok(None) => self.apply(Event::NoIndex, None),
+            Err(cause) => self.fail(cause),
+        }
+    }
+
+    async fn pull_through(self: Arc<Self>) {
+        let spec = self.spec();
+        let Ok(_turn) = self.shared.pulls.acquire().await else { return };
+        let _writer = self.shared.writer(spec.blob.digest).await;
+        match Open::pull(&self.shared, &spec, Class::PullThrough).await {
+            Ok(open) => self.ready_with(open),
+            Err(cause) => {
+                self.shared.metrics.failed_pulls.inc();
+                self.fail(cause);
+            }
+        }
+    }
+
+    fn ready_with(self: &Arc<Self>, open: Open) {
+        let complete = open.is_local();
+        self.apply(Event::Ready { complete }, Some(Arc::new(open)));
+    }
+
+    fn fail(self: &Arc<Self>, cause: Cause) {
+        let failure = self.failure(cause);
+        tracing::warn!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure), "layer failed");
+        self.apply(Event::Failed(failure), None);
+    }
+
+    fn failure(&self, cause: Cause) -> Failure {
+        let spec = self.spec();
+        Arc::new(LayerError { layer: spec.blob.digest, image: spec.image, cause })
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mounted(mount: &Mount) -> Mounted {
+    Mounted { id: mount.id(), path: mount.path().to_owned() }
+}

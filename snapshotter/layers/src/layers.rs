@@ -1,0 +1,218 @@
+//! The layers in use, and what they share.
+//!
+//! Owns: one [`Layer`] per blob and DiffID in use, the directory of mounts, the bounds on work.
+//! Does not own: which snapshots need a layer: whoever calls [`Layers::begin`] says so with
+//! [`Layers::release`].
+
+mod bundle;
+mod status;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use prometheus_client::registry::Registry;
+use skimmer_cache::Cache;
+use skimmer_proto::Digest;
+use skimmer_store::{Store, Sync, Table};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+
+pub use bundle::{Error as BundleError, Shown};
+pub use status::{Mode, Status};
+
+use crate::config::Config;
+use crate::fill::Decoders;
+use crate::fuse::buffers::Buffers;
+use crate::layer::{Cause, Layer, LayerSpec};
+use crate::metrics::Metrics;
+use crate::mount::{self, Mounts, error_chain};
+
+/// Layers that are completed in the background at once.
+const BACKGROUND_LAYERS: usize = 1;
+
+/// Table of blobs whose index has been proved on this node: key: SHA-256, value: empty.
+const PROVED: &str = "layers-proved-v1";
+
+/// All layers in use. Clones share them; when the last is dropped, everything is unmounted.
+#[derive(Clone)]
+pub struct Layers {
+    owner: Arc<Owner>,
+}
+
+struct Owner {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.drain();
+    }
+}
+
+/// What layers have in common.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub cache: Cache,
+    pub mounts: Mounts,
+    pub metrics: Arc<Metrics>,
+    pub runtime: Handle,
+    pub buffers: Arc<Buffers>,
+    pub decoders: Arc<Decoders>,
+    pub pulls: Semaphore,
+    pub background: Arc<Semaphore>,
+    started: Instant,
+    proved: Table,
+    layers: Mutex<BTreeMap<Key, Arc<Layer>>>,
+    /// Held by whoever builds or loads a blob's index.
+    writers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// A blob and what an image claims that it decodes to: a claim is proved or refused by itself.
+type Key = (Digest, Digest);
+
+impl Layers {
+    /// Opens the directory of mounts, after unmounting what a dead predecessor left there. To be
+    /// called on a tokio runtime, which runs the work. Blocks.
+    pub fn open(
+        config: Config,
+        cache: Cache,
+        store: &Store,
+        registry: &mut Registry,
+    ) -> Result<Self, mount::Error> {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let shared = Shared {
+            mounts: Mounts::open(&config.mounts)?,
+            metrics: Arc::new(Metrics::new(registry)),
+            runtime: Handle::current(),
+            buffers: Arc::default(),
+            decoders: Arc::new(Decoders::new(processors)),
+            pulls: Semaphore::new(config.pulls.max(1)),
+            background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
+            started: Instant::now(),
+            proved: store.table(PROVED),
+            layers: Mutex::default(),
+            writers: Mutex::default(),
+            config,
+            cache,
+        };
+        Ok(Self { owner: Arc::new(Owner { shared: Arc::new(shared) }) })
+    }
+
+    /// The layer that `spec` describes, with work on it under way. Calling it again with the same
+    /// blob and DiffID gives the same layer; a failed one is tried again.
+    pub fn begin(&self, spec: LayerSpec) -> Arc<Layer> {
+        let key = (spec.blob.digest, spec.diff_id);
+        let mut layers = self.shared().layers();
+        let layer = match layers.get(&key) {
+            Some(layer) => {
+                layer.update(&spec);
+                Arc::clone(layer)
+            }
+            None => {
+                let layer = Layer::new(Arc::clone(self.shared()), spec);
+                layers.insert(key, Arc::clone(&layer));
+                layer
+            }
+        };
+        layer.want();
+        layer
+    }
+
+    /// The layers of `blob` in use; several if images disagree about its DiffID.
+    pub fn get(&self, blob: Digest) -> Vec<Arc<Layer>> {
+        self.shared().of_blob(blob)
+    }
+
+    /// Nobody needs `blob` as a layer any more: unmounts it and lets the cache evict it. Files that
+    /// are still open on the mount stay readable.
+    pub async fn release(&self, blob: Digest) {
+        let layers = self.get(blob);
+        let released = tokio::task::spawn_blocking(move || {
+            for layer in layers {
+                layer.release();
+            }
+        });
+        if released.await.is_err() {
+            tracing::error!(%blob, "releasing a layer was interrupted");
+        }
+    }
+
+    /// Unmounts everything. Blocks; what is fetched and decoded so far is kept.
+    pub fn drain(&self) {
+        self.shared().drain();
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.owner.shared
+    }
+}
+
+impl Shared {
+    /// Time since these layers were opened.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A turn at writing the index and data file of `blob`.
+    pub async fn writer(&self, blob: Digest) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            writers.retain(|_, turn| turn.strong_count() > 0);
+            let known = writers.get(&blob).and_then(Weak::upgrade);
+            let turn = known.unwrap_or_default();
+            writers.insert(blob, Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
+    }
+
+    /// Drops `layer` unless somebody has begun it again.
+    pub fn forget(&self, layer: &Arc<Layer>) {
+        let mut layers = self.layers();
+        let spec = layer.spec();
+        let key = (spec.blob.digest, spec.diff_id);
+        let same = layers.get(&key).is_some_and(|known| Arc::ptr_eq(known, layer));
+        if same && layer.is_absent() {
+            layers.remove(&key);
+        }
+    }
+
+    pub fn is_proved(&self, blob: Digest) -> Result<bool, Cause> {
+        self.proved.contains(blob.as_bytes()).map_err(|source| Cause::Record { source })
+    }
+
+    /// Remembers that the index of `blob` has been checked against all of its bytes. If it is
+    /// forgotten in a crash, the layer is verified once more.
+    pub fn record_proved(&self, blob: Digest) -> Result<(), Cause> {
+        let written = self.proved.put(blob.as_bytes(), &[], Sync::Later);
+        written.map_err(|source| Cause::Record { source })
+    }
+
+    pub fn forget_proved(&self, blob: Digest) {
+        if let Err(error) = self.proved.delete(blob.as_bytes(), Sync::Now) {
+            tracing::error!(layer = %blob, error = error_chain(&error), "wrong layer not struck off");
+        }
+    }
+
+    fn layers(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Layer>>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_blob(&self, blob: Digest) -> Vec<Arc<Layer>> {
+        let first = (blob, Digest::from_bytes([0; 32]));
+        let of_blob = self.layers();
+        of_blob
+            .range(first..)
+            .take_while(|(key, _)| key.0 == blob)
+            .map(|(_, l)| Arc::clone(l))
+            .collect()
+    }
+
+    fn drain(&self) {
+        let all: Vec<_> = self.layers().values().map(Arc::clone).collect();
+        for layer in all {
+            layer.release();
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! How a layer stands, for people.
+
+use skimmer_proto::Digest;
+
+use super::Layers;
+use crate::layer::{Cause, Layer, LayerSpec};
+use crate::mount::error_chain;
+use crate::state::State;
+
+/// How a layer's bytes are had at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing is known of it on this node, or nobody uses it.
+    Absent,
+    /// It is being fetched whole.
+    PullThrough,
+    /// It can be mounted; bytes come when they are read.
+    Lazy,
+    /// Every byte is on disk and verified.
+    Local,
+    /// The last attempt failed; the next use tries again.
+    Failed,
+}
+
+/// How a layer stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub digest: Digest,
+    pub diff_id: Digest,
+    pub media_type: String,
+    /// Length of the blob.
+    pub size: u64,
+    pub mode: Mode,
+    /// Length of the decoded layer; 0 while unknown.
+    pub data_bytes: u64,
+    /// Of these, on disk.
+    pub data_bytes_present: u64,
+    /// Bytes of the blob on disk.
+    pub blob_bytes_present: u64,
+    /// Bytes received since the blob was opened, in the order of [`skimmer_cache::Class::ALL`].
+    pub fetched: [u64; 3],
+    /// Length of the encoded index; 0: there is none.
+    pub index_bytes: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+impl Layers {
+    /// How the layer of `spec` stands, in use or not. Blocks on the disk if it isn't in use.
+    pub fn status(&self, spec: &LayerSpec) -> Result<Status, Cause> {
+        let digest = spec.blob.digest;
+        let in_use = self.get(digest).into_iter().find(|l| l.spec().diff_id == spec.diff_id);
+        let mut status = blank(spec);
+        let blob = self.shared().cache.blob(spec.blob.clone());
+        let blob = blob.map_err(|source| Cause::Blob { source })?;
+        status.blob_bytes_present = blob.bytes_present();
+        status.fetched = blob.fetched();
+        match in_use {
+            Some(layer) => status.fill_in(&layer),
+            None => self.look_up(&mut status)?,
+        }
+        Ok(status)
+    }
+
+    /// What the disk knows of a layer that nobody uses.
+    fn look_up(&self, status: &mut Status) -> Result<(), Cause> {
+        let Some(shown) = self.stored(status.digest)? else { return Ok(()) };
+        let files = self.shared().cache.layer(status.digest);
+        let files = files.map_err(|source| Cause::Files { source })?;
+        let chunks = shown.index.chunks.len();
+        status.index_bytes = shown.encoded.len() as u64;
+        status.data_bytes = shown.index.data_len;
+        if files.data_path().exists() {
+            let data = files.open_data(shown.index.data_len, chunks);
+            let data = data.map_err(|source| Cause::Files { source })?;
+            status.data_bytes_present = data.present_bytes();
+            if data.complete() && self.shared().is_proved(status.digest)? {
+                status.mode = Mode::Local;
+                return Ok(());
+            }
+        }
+        status.mode = Mode::Lazy;
+        Ok(())
+    }
+}
+
+impl Status {
+    fn fill_in(&mut self, layer: &Layer) {
+        if let Some(open) = layer.opened() {
+            self.data_bytes = open.fill.data().len();
+            self.data_bytes_present = open.fill.data().present_bytes();
+            self.index_bytes = open.index_bytes;
+        }
+        self.mode = match layer.state() {
+            State::Absent => Mode::Absent,
+            State::Opening | State::PullThrough => Mode::PullThrough,
+            State::Lazy => Mode::Lazy,
+            State::Local => Mode::Local,
+            State::Failed { error, .. } => {
+                self.error = Some(error_chain(&*error));
+                Mode::Failed
+            }
+        };
+    }
+}
+
+fn blank(spec: &LayerSpec) -> Status {
+    Status {
+        digest: spec.blob.digest,
+        diff_id: spec.diff_id,
+        media_type: spec.media_type.clone(),
+        size: spec.blob.len,
+        mode: Mode::Absent,
+        data_bytes: 0,
+        data_bytes_present: 0,
+        blob_bytes_present: 0,
+        fetched: [0; 3],
+        index_bytes: 0,
+        error: None,
+    }
+}

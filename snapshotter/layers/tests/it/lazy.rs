@@ -1,0 +1,131 @@
+//! A layer whose index exists is mounted before its bytes are there.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use skimmer_layers::{Mode, State};
+
+use crate::node::{Node, is_mounted, noise, read, tar};
+
+const MIB: usize = 1 << 20;
+
+/// A node with `layer` imported, not its bytes; the other node's source serves both.
+async fn with_index(files: &[(&str, Vec<u8>)]) -> (Node, skimmer_layers::LayerSpec) {
+    let first = Node::new();
+    let spec = first.layer(&tar(files));
+    first.layers.begin(spec.clone()).ready().await.unwrap();
+    let bundle = first.layers.export(spec.blob.digest).unwrap();
+    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    assert_eq!(node.layers.import(bundle).await.unwrap(), spec.blob.digest);
+    node.source.served.store(0, Ordering::Relaxed);
+    (node, spec)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_come_when_they_are_read() {
+    let (large, small) = (noise(24 * MIB, 1), noise(1000, 2));
+    let files = [("large", large.clone()), ("small", small.clone())];
+    let (node, spec) = with_index(&files).await;
+    let layer = node.layers.begin(spec.clone());
+    let mounted = layer.mount().await.unwrap();
+    assert!(matches!(layer.state(), State::Lazy));
+    assert_eq!(node.source.served(), 0);
+    assert_eq!(read(&mounted.path.join("small")).await.unwrap(), small);
+    assert!(node.source.served() <= 6 << 20, "{}", node.source.served());
+    let status = node.layers.status(&spec).unwrap();
+    assert_eq!(status.mode, Mode::Lazy);
+    assert!(status.data_bytes_present < status.data_bytes && status.data_bytes > 24 << 20);
+    let path = mounted.path.join("large");
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn({
+                let path = path.clone();
+                async move { read(&path).await.unwrap() }
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert!(reader.await.unwrap() == large);
+    }
+    assert!(node.source.served() <= spec.blob.len + (1 << 20), "fetched once, whoever asks");
+    layer.complete().await.unwrap();
+    assert!(matches!(layer.state(), State::Local));
+    assert_eq!(node.layers.status(&spec).unwrap().mode, Mode::Local);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_fails_only_after_the_deadline_and_works_again_later() {
+    let content = noise(8 * MIB, 3);
+    let (node, spec) = with_index(&[("file", content.clone())]).await;
+    let layer = node.layers.begin(spec);
+    let path = layer.mount().await.unwrap().path.join("file");
+    node.source.down.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    let error = read(&path).await.expect_err("the source is down");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(started.elapsed() >= Duration::from_millis(1900), "{:?}", started.elapsed());
+    assert!(matches!(layer.state(), State::Lazy), "one failed read does not fail the layer");
+    node.source.down.store(false, Ordering::Relaxed);
+    assert!(read(&path).await.unwrap() == content);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_fetched_survives_a_restart() {
+    let content = noise(16 * MIB, 4);
+    let (node, spec) = with_index(&[("a", content.clone()), ("b", content.clone())]).await;
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    assert!(read(&path.join("a")).await.unwrap() == content);
+    let node = node.restart().await;
+    assert!(!is_mounted(&path));
+    node.source.down.store(true, Ordering::Relaxed);
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    assert!(read(&path.join("a")).await.unwrap() == content);
+    node.source.down.store(false, Ordering::Relaxed);
+    assert!(read(&path.join("b")).await.unwrap() == content);
+    let before = node.source.served();
+    node.layers.begin(spec).complete().await.unwrap();
+    assert!(node.source.served() - before < 4 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_released_layer_is_unmounted_and_can_come_back() {
+    let (node, spec) = with_index(&[("file", noise(MIB, 5))]).await;
+    let layer = node.layers.begin(spec.clone());
+    let path = layer.mount().await.unwrap().path;
+    assert!(is_mounted(&path));
+    node.layers.release(spec.blob.digest).await;
+    assert!(!is_mounted(&path) && !path.exists());
+    assert!(node.layers.get(spec.blob.digest).is_empty());
+    layer.ready().await.expect_err("it was released");
+    let again = node.layers.begin(spec).mount().await.unwrap().path;
+    assert_ne!(again, path);
+    assert_eq!(read(&again.join("file")).await.unwrap(), noise(MIB, 5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_unmounted_when_the_owner_goes() {
+    let (node, spec) = with_index(&[("file", noise(1000, 6))]).await;
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    assert!(is_mounted(&path));
+    let Node { layers, directory, .. } = node;
+    drop(layers);
+    assert!(!is_mounted(&path));
+    drop(directory);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_layers_begin_at_once_and_each_is_fetched_once() {
+    let node = Node::new();
+    let layers: Vec<_> = (0..12).map(|n| (n, noise(MIB, 100 + n))).collect();
+    let specs: Vec<_> =
+        layers.iter().map(|(_, b)| node.layer(&tar(&[("file", b.clone())]))).collect();
+    let begun: Vec<_> = specs.iter().chain(&specs).map(|s| node.layers.begin(s.clone())).collect();
+    for layer in &begun {
+        layer.ready().await.unwrap();
+    }
+    assert_eq!(node.source.served(), specs.iter().map(|spec| spec.blob.len).sum::<u64>());
+    for (layer, (_, content)) in begun.iter().zip(&layers) {
+        let path = layer.mount().await.unwrap().path;
+        assert!(read(&path.join("file")).await.unwrap() == *content);
+    }
+}

@@ -1,0 +1,9 @@
+//! Layers over a source in memory, mounted for real: needs root and `/dev/fuse`.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+mod bad;
+mod lazy;
+mod node;
+mod source;
+mod tree;
