@@ -36,8 +36,9 @@ const SLOTS: usize = 4096;
 const TOKEN_BYTES: usize = 256 << 10;
 /// For one exchange with a token endpoint.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a failure to get a token answers those who waited for the same one.
-const FAILURE_FRESH: Duration = Duration::from_secs(1);
+/// How long a failure to get a token answers those who waited for the same one. Shorter than any
+/// pause between tries.
+const FAILURE_FRESH: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {

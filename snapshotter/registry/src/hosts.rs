@@ -34,8 +34,10 @@ pub struct Endpoint {
     pub tls: Arc<Material>,
     /// Sent to this endpoint only, never along a redirect.
     pub headers: HeaderMap,
-    /// The registry that a mirror is asked on behalf of (`?ns=`); `None` for the registry itself.
+    /// The registry that an endpoint of another name is asked on behalf of (`?ns=`).
     pub namespace: Option<String>,
+    /// Whether this stands in for the registry itself, whose answers are final.
+    pub is_mirror: bool,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -91,10 +91,10 @@ impl Tries {
             "a request failed"
         );
         match next {
-            Next::Now | Next::After(_) if candidate.endpoint.namespace.is_none() => {
+            Next::Now | Next::After(_) if !candidate.endpoint.is_mirror => {
                 self.own = Some(error);
             }
-            Next::GiveUp if candidate.endpoint.namespace.is_some() => {
+            Next::GiveUp if candidate.endpoint.is_mirror => {
                 return Err(self.own.take().unwrap_or(error));
             }
             Next::GiveUp => return Err(error),
@@ -166,6 +166,7 @@ mod tests {
                 tls: Arc::new(Material::default()),
                 headers: HeaderMap::new(),
                 namespace: None,
+                is_mirror: false,
             },
         };
         (Tries::new((0..count).map(candidate).collect(), limit, now + until).unwrap(), now)

@@ -24,6 +24,7 @@ pub struct Parsed {
     pub skip_verify: bool,
     pub headers: HeaderMap,
     pub namespace: Option<String>,
+    pub is_mirror: bool,
 }
 
 impl Parsed {
@@ -43,6 +44,7 @@ impl Parsed {
             tls,
             headers: self.headers,
             namespace: self.namespace,
+            is_mirror: self.is_mirror,
         })
     }
 }
@@ -120,6 +122,7 @@ impl Reader<'_> {
             skip_verify: self.boolean(at, keys, "skip_verify")?.unwrap_or(insecure),
             headers: self.headers(at, keys)?,
             namespace: (!itself).then(|| self.host.to_owned()),
+            is_mirror: !at.is_empty(),
             base,
         })
     }

@@ -137,13 +137,16 @@ impl Error {
 /// The TLS error below `error`, which is wrapped in I/O errors.
 fn tls_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut cause = Some(error);
-    while let Some(e) = cause {
-        let wrapped = e.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = wrapped.and_then(|w| w.downcast_ref::<rustls::Error>());
-        if let Some(found) = inner.or_else(|| e.downcast_ref::<rustls::Error>()) {
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        cause = e.source();
+        // What an I/O error wraps is not its source, but the source of its source is.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     None
 }

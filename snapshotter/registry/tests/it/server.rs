@@ -170,6 +170,11 @@ async fn serve(
 ) -> Option<()> {
     let mut socket = BufReader::new(socket);
     loop {
+        if socket.fill_buf().await.ok()?.first() == Some(&0x16) {
+            // TLS, where plain HTTP is spoken: what Go's server says to that.
+            socket.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await.ok()?;
+            return None;
+        }
         let request = read(&mut socket).await?;
         let number = {
             let mut log = log.lock().unwrap();
