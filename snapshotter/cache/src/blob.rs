@@ -265,11 +265,18 @@ impl Blob {
             if !pieces.present.get(piece as usize) || pieces.is_verified(piece, table) {
                 continue;
             }
-            let (pieces, table) = (Arc::clone(pieces), Arc::clone(table));
-            let checked = spawn_blocking(move || pieces.recheck(piece, &table)).await;
-            checked
+            let (checking, table) = (Arc::clone(pieces), Arc::clone(table));
+            let checked = spawn_blocking(move || checking.recheck(piece, &table)).await;
+            let checked = checked
                 .unwrap_or_else(|error| Err(io::Error::other(error)))
                 .map_err(|source| Error::Read { digest: self.digest, piece, source })?;
+            let replaced = !Arc::ptr_eq(pieces, &self.pieces());
+            if checked == Checked::Sealed && !replaced {
+                return self.start_over(self.table()).await;
+            }
+            if replaced {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -305,13 +312,21 @@ impl Blob {
 
     /// The whole didn't match: forgets every byte, and the table.
     pub async fn distrust(&self) -> Result<(), Error> {
+        self.start_over(None).await
+    }
+
+    /// Another data file, empty, under the same name.
+    async fn start_over(&self, table: Option<Arc<PieceTable>>) -> Result<(), Error> {
         let (dir, geometry) = (self.dir.clone(), self.geometry);
         let fresh = spawn_blocking(move || Pieces::fresh(&dir, geometry)).await;
         let pieces = fresh
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|source| Error::Distrust { digest: self.digest, source })?;
         let mut content = self.content.write().unwrap_or_else(PoisonError::into_inner);
-        *content = Content { pieces: Arc::new(pieces), table: None };
+        if let Some(table) = &table {
+            pieces.verify_against(*table.root());
+        }
+        *content = Content { pieces: Arc::new(pieces), table };
         Ok(())
     }
 

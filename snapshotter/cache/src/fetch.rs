@@ -11,11 +11,12 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
+use tracing::{debug, info};
 
 use crate::blob::{Blob, Checked};
 use crate::metrics::{FromSource, Metrics, Transfer};
@@ -145,6 +146,15 @@ impl Fetcher {
         self.apply(self.state(), event);
     }
 
+    /// In one step, so that a need that fails by the event fails with this cause.
+    fn handle_failure(self: &Arc<Self>, blob: BlobId, cause: Cause, event: Event) {
+        let mut state = self.state();
+        if let Some(known) = state.blobs.get_mut(&blob) {
+            known.cause = Some(cause);
+        }
+        self.apply(state, event);
+    }
+
     /// Decides under the lock, acts outside.
     fn apply(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: Event) {
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
@@ -168,18 +178,13 @@ impl Fetcher {
             _ = waiter.map(|waiter| waiter.send(answer));
         }
         for (run, blob) in runs {
-            let ending = Ending { fetcher: Arc::clone(self), run, outcome: None };
+            let fetcher = Arc::clone(self);
+            let ending = Ending { fetcher, run, failure: None, ended: false };
             self.runtime.spawn(async move {
                 if let Some(blob) = blob.upgrade() {
                     ending.perform(&blob).await;
                 }
             });
-        }
-    }
-
-    fn note(&self, blob: BlobId, cause: Cause) {
-        if let Some(known) = self.state().blobs.get_mut(&blob) {
-            known.cause = Some(cause);
         }
     }
 
@@ -193,22 +198,24 @@ impl Fetcher {
         let opened = timeout(self.stall, source.fetch(&reference, bytes, run.class)).await;
         let opened = opened.unwrap_or_else(|_| Err(self.stalled(blob, source.name())));
         let stream = opened.map_err(|error| Cause::Fetch(Arc::new(error)))?;
-        let mut input = Input { stream, rest: Bytes::new() };
+        let mut input = Input { stream, rest: Bytes::new(), spare: BytesMut::new() };
         for piece in run.pieces.clone() {
             let span = geometry.span(piece);
             let len = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
             let buffer = self.receive(blob, run, &mut input, len).await?;
-            match self.store(blob, &pieces, piece, buffer).await? {
+            let stored = self.store(blob, &pieces, piece, &buffer).await?;
+            input.spare = buffer.try_into_mut().unwrap_or_default();
+            match stored {
                 Checked::Kept => {
                     self.handle(Event::Arrived { run: run.id, piece });
                     blob.arrived.notify_waiters();
                 }
-                Checked::Wrong => {
+                Checked::Wrong | Checked::Sealed => {
                     let from = FromSource { source: source.name() };
                     self.metrics.wrong_pieces.get_or_create(&from).inc();
-                    tracing::info!(blob = %blob.digest(), piece, source = source.name(), "wrong piece dropped");
-                    self.note(run.blob, Cause::Wrong { from: source.name() });
-                    self.handle(Event::Wrong { run: run.id, piece });
+                    info!(blob = %blob.digest(), piece, source = source.name(), "wrong piece dropped");
+                    let cause = Cause::Wrong { from: source.name() };
+                    self.handle_failure(run.blob, cause, Event::Wrong { run: run.id, piece });
                 }
             }
         }
@@ -222,16 +229,18 @@ impl Fetcher {
         run: &Run,
         input: &mut Input,
         len: usize,
-    ) -> Result<Vec<u8>, Cause> {
+    ) -> Result<Bytes, Cause> {
         let name = self.sources[run.source.0].name();
         let label = Transfer { source: name, class: run.class.name() };
         let fetched = self.metrics.fetched.get_or_create_owned(&label);
-        let mut buffer = Vec::with_capacity(len);
+        let mut buffer = std::mem::take(&mut input.spare);
+        buffer.clear();
+        buffer.reserve(len);
         loop {
             let take = input.rest.len().min(len - buffer.len());
             buffer.extend_from_slice(&input.rest.split_to(take));
             if buffer.len() == len {
-                return Ok(buffer);
+                return Ok(buffer.freeze());
             }
             let next = timeout(self.stall, input.stream.next()).await;
             input.rest = match next.unwrap_or_else(|_| Some(Err(self.stalled(blob, name)))) {
@@ -253,10 +262,10 @@ impl Fetcher {
         blob: &Arc<Blob>,
         pieces: &Arc<crate::blob::Pieces>,
         piece: u32,
-        buffer: Vec<u8>,
+        buffer: &Bytes,
     ) -> Result<Checked, Cause> {
         let mut retried = false;
-        let (buffer, len) = (Bytes::from(buffer), blob.geometry().piece_len());
+        let len = blob.geometry().piece_len();
         loop {
             let (pieces, table, bytes) = (Arc::clone(pieces), blob.table(), buffer.clone());
             let job = move || pieces.store(piece, &bytes, table.as_deref());
@@ -293,10 +302,11 @@ impl State {
     }
 }
 
-/// A stream, and what it brought beyond the last piece.
+/// A stream, what it brought beyond the last piece, and the memory that piece was in.
 struct Input {
     stream: ByteStream,
     rest: Bytes,
+    spare: BytesMut,
 }
 
 fn unanswered(blob: &Blob, from: &str, problem: String) -> FetchError {
@@ -313,7 +323,9 @@ fn unanswered(blob: &Blob, from: &str, problem: String) -> FetchError {
 struct Ending {
     fetcher: Arc<Fetcher>,
     run: Run,
-    outcome: Option<Outcome>,
+    failure: Option<Cause>,
+    /// The job came to its end.
+    ended: bool,
 }
 
 impl Ending {
@@ -322,23 +334,26 @@ impl Ending {
         let label = Transfer { source, class: self.run.class.name() };
         self.fetcher.metrics.runs.get_or_create(&label).inc();
         let result = self.fetcher.transfer(blob, &self.run).await;
-        self.outcome = Some(match result {
-            Ok(()) => Outcome::Done,
-            Err(cause) => {
-                self.fetcher.metrics.failed_runs.get_or_create(&label).inc();
-                let retryable = cause.is_retryable();
-                tracing::debug!(blob = %blob.digest(), source, ?cause, retryable, "fetch failed");
-                self.fetcher.note(self.run.blob, cause);
-                Outcome::Failed { retryable }
-            }
-        });
+        self.ended = true;
+        if let Err(cause) = result {
+            self.fetcher.metrics.failed_runs.get_or_create(&label).inc();
+            debug!(blob = %blob.digest(), source, ?cause, "fetch failed");
+            self.failure = Some(cause);
+        }
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let outcome = self.outcome.unwrap_or(Outcome::Failed { retryable: true });
-        self.fetcher.handle(Event::Ended { run: self.run.id, outcome });
+        let run = self.run.id;
+        if let Some(cause) = self.failure.take() {
+            let outcome = Outcome::Failed { retryable: cause.is_retryable() };
+            self.fetcher.handle_failure(self.run.blob, cause, Event::Ended { run, outcome });
+        } else {
+            let lost = Outcome::Failed { retryable: true };
+            let outcome = if self.ended { Outcome::Done } else { lost };
+            self.fetcher.handle(Event::Ended { run, outcome });
+        }
     }
 }
 

@@ -161,18 +161,12 @@ impl LayerFiles {
     }
 
     /// Takes the file of [`Self::new_data`], completely decoded, as the data file with all its
-    /// chunks. To be called after [`Self::store`]. Reaches disk in the background. Blocks.
+    /// chunks. To be called after [`Self::store`]. Reaches disk in the background. Whoever has an
+    /// older data file open keeps that. The layer must be pinned from [`Self::new_data`] on. Blocks.
     pub fn adopt_data(&self, data_len: u64, chunks: usize) -> Result<Arc<LayerData>, Error> {
         let (blob, path) = (self.blob, self.dir.join(NEW_DATA));
         let failed = |source| Error::Write { blob, name: NEW_DATA, source };
         let mut open = self.data();
-        if let Some(data) = open.as_ref()
-            && Arc::strong_count(data) > 1
-        {
-            // Somebody reads the file that is there; it fills by its own index.
-            disk::remove(&path).map_err(failed)?;
-            return self.same(data, data_len, chunks);
-        }
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
         file.set_len(data_len).map_err(failed)?;
         self.remove_data(&mut open)?;
@@ -200,7 +194,7 @@ impl LayerFiles {
     /// Removes the data file, if nobody has it open. Whether it did.
     pub(crate) fn evict_data(&self) -> Result<bool, Error> {
         let mut data = self.data();
-        if data.as_ref().is_some_and(|data| Arc::strong_count(data) > 1) {
+        if data.as_ref().is_some_and(is_shared) {
             return Ok(false);
         }
         self.remove_data(&mut data)?;
@@ -212,7 +206,7 @@ impl LayerFiles {
     /// Removes everything, if nobody has the data file open. Whether it did.
     pub(crate) fn evict(&self) -> Result<bool, Error> {
         let mut data = self.data();
-        if data.as_ref().is_some_and(|data| Arc::strong_count(data) > 1) {
+        if data.as_ref().is_some_and(is_shared) {
             return Ok(false);
         }
         self.remove_all(&mut data)?;
@@ -224,13 +218,15 @@ impl LayerFiles {
         data.map_or(Ok(()), |data| data.checkpoint())
     }
 
+    /// Whether there is something to record. True also while the files are being changed: never
+    /// waits for the disk.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.data().as_ref().is_some_and(|data| data.is_dirty())
+        self.data.try_lock().map_or(true, |data| data.as_ref().is_some_and(|data| data.is_dirty()))
     }
 
-    /// Whether somebody has the data file open.
+    /// Whether somebody has the data file open. Likewise.
     pub(crate) fn is_read(&self) -> bool {
-        self.data().as_ref().is_some_and(|data| Arc::strong_count(data) > 1)
+        self.data.try_lock().map_or(true, |data| data.as_ref().is_some_and(is_shared))
     }
 
     fn data(&self) -> MutexGuard<'_, Option<Arc<LayerData>>> {
@@ -313,4 +309,8 @@ pub(crate) fn data_allocated(dir: &Path) -> io::Result<u64> {
         };
     }
     Ok(total)
+}
+
+fn is_shared(data: &Arc<LayerData>) -> bool {
+    Arc::strong_count(data) > 1
 }

@@ -33,7 +33,8 @@ const ROOM_PERCENT: u64 = 10;
 
 /// The background job.
 pub async fn run(inner: Weak<Inner>, space: Arc<Space>, interval: Duration) {
-    let mut upkeep = Upkeep { began: Instant::now(), measured: None, crowded: false };
+    let began = Instant::now();
+    let mut upkeep = Upkeep { began, measured: None, crowded: false };
     loop {
         let Some(strong) = inner.upgrade() else { return };
         let round = spawn_blocking(move || {
@@ -43,8 +44,8 @@ pub async fn run(inner: Weak<Inner>, space: Arc<Space>, interval: Duration) {
         match round.await {
             Ok(after) => upkeep = after,
             Err(error) => {
-                warn!(%error, "cache upkeep failed, checkpoints and eviction end");
-                return;
+                warn!(%error, "a round of cache upkeep failed");
+                upkeep = Upkeep { began, measured: None, crowded: false };
             }
         }
         _ = tokio::time::timeout(interval, space.upkeep.notified()).await;
@@ -89,14 +90,19 @@ impl Upkeep {
     }
 
     fn measure_and_evict(&mut self, inner: &Inner, disk_full: bool) -> Result<(), Error> {
-        let candidates = inner.candidates()?;
+        let mut candidates = inner.candidates()?;
         let mut used = candidates.iter().map(|candidate| candidate.bytes).sum();
         let quota = inner.shared.space.quota_bytes;
         let mut excess = evict::excess(used, quota);
+        let early = self.began.elapsed() < inner.config.eviction_delay;
         if disk_full {
             excess = excess.max(used / 100 * ROOM_PERCENT).max(1);
-        } else if self.began.elapsed() < inner.config.eviction_delay {
+        } else if early {
             excess = 0;
+        }
+        if early {
+            // Layers may be mounted that nobody has pinned yet.
+            candidates.retain(|candidate| candidate.what <= What::PartialBlob);
         }
         let freed = inner.evict(evict::victims(candidates, excess));
         used -= freed.min(used);

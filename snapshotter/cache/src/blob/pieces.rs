@@ -9,6 +9,7 @@
 //! - A bit is set after its bytes are written; a checkpoint reaches disk after the bytes it
 //!   describes.
 //! - A `data` file that had to be made starts with nothing present, and no older checkpoint is left.
+//! - A complete, verified file is never written again: it may be shared with containerd.
 //! - To forget bytes is to start another file under the same name: who still writes into or reads
 //!   from the old one disturbs nobody.
 
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::{Bytes, BytesMut};
 use skimmer_proto::{Geometry, PieceTable};
 use tracing::warn;
 
@@ -38,6 +40,8 @@ pub struct Pieces {
     verified: RwLock<Arc<Verified>>,
     /// Bits changed since the last checkpoint.
     dirty: AtomicBool,
+    /// The file is read-only for good; others may share the inode.
+    sealed: AtomicBool,
 }
 
 /// Which pieces match the table with this root.
@@ -51,18 +55,23 @@ pub struct Verified {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
     Kept,
+    /// And forgotten.
     Wrong,
+    /// It can't be replaced in this file.
+    Sealed,
 }
 
 impl Pieces {
     /// Opens or makes the files in `dir`.
     pub fn open(dir: &Path, geometry: Geometry) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let file = match OpenOptions::new().read(true).write(true).open(dir.join(DATA)) {
-            Ok(file) if file.metadata()?.len() == geometry.blob_len() => file,
+        let path = dir.join(DATA);
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() == geometry.blob_len() => metadata,
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => return Self::fresh(dir, geometry),
         };
+        let sealed = metadata.permissions().readonly();
         let checkpoint = disk::read_optional(&dir.join(CHECKPOINT))?;
         let planes = checkpoint.and_then(|bytes| match bits::decode(shape(geometry), &bytes) {
             Ok((root, planes)) => {
@@ -73,8 +82,12 @@ impl Pieces {
                 None
             }
         });
-        let (present, root, verified) = planes.unwrap_or_else(|| empty(geometry));
-        Ok(Self::with(dir, geometry, file, present, Verified { root, bits: verified }))
+        let (present, root, bits) = planes.unwrap_or_else(|| empty(geometry));
+        if sealed && !(present.all() && bits.all()) {
+            return Self::fresh(dir, geometry);
+        }
+        let file = OpenOptions::new().read(true).write(!sealed).open(&path)?;
+        Ok(Self::with(dir, geometry, file, sealed, present, Verified { root, bits }))
     }
 
     /// Starts over with an empty data file, whatever there was.
@@ -86,7 +99,7 @@ impl Pieces {
         file.set_len(geometry.blob_len())?;
         fs::rename(&temporary, dir.join(DATA))?;
         let (present, root, bits) = empty(geometry);
-        Ok(Self::with(dir, geometry, file, present, Verified { root, bits }))
+        Ok(Self::with(dir, geometry, file, false, present, Verified { root, bits }))
     }
 
     /// The length of the data file in `dir`, and whether a verified whole vouches for it.
@@ -101,10 +114,23 @@ impl Pieces {
         Ok(Some((len, planes.is_some_and(|(_, planes)| planes.iter().all(Bits::all)))))
     }
 
-    fn with(dir: &Path, geometry: Geometry, file: File, present: Bits, verified: Verified) -> Self {
-        let verified = RwLock::new(Arc::new(verified));
-        let dirty = AtomicBool::new(false);
-        Self { dir: dir.to_owned(), geometry, file, present, verified, dirty }
+    fn with(
+        dir: &Path,
+        geometry: Geometry,
+        file: File,
+        sealed: bool,
+        present: Bits,
+        verified: Verified,
+    ) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            geometry,
+            file,
+            present,
+            verified: RwLock::new(Arc::new(verified)),
+            dirty: AtomicBool::new(false),
+            sealed: AtomicBool::new(sealed),
+        }
     }
 
     pub fn verified(&self) -> Arc<Verified> {
@@ -154,22 +180,25 @@ impl Pieces {
 
     /// Checks a piece that came without a table; a wrong one is forgotten. Blocks.
     pub fn recheck(&self, piece: u32, table: &PieceTable) -> io::Result<Checked> {
-        if table.verify(piece, &self.read(piece)?) {
+        if table.verify(piece, &self.read(piece, BytesMut::new())?) {
             self.note(piece, Some(table));
             return Ok(Checked::Kept);
+        }
+        if self.sealed.load(Ordering::Acquire) {
+            return Ok(Checked::Sealed);
         }
         self.present.clear(piece as usize);
         self.dirty.store(true, Ordering::Release);
         Ok(Checked::Wrong)
     }
 
-    /// The bytes of a present piece. Blocks.
-    pub fn read(&self, piece: u32) -> io::Result<Vec<u8>> {
+    /// The bytes of a present piece, in the memory given if that is large enough. Blocks.
+    pub fn read(&self, piece: u32, mut memory: BytesMut) -> io::Result<Bytes> {
         let span = self.geometry.span(piece);
         let len = usize::try_from(span.end - span.start).map_err(io::Error::other)?;
-        let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, span.start)?;
-        Ok(bytes)
+        memory.resize(len, 0);
+        self.file.read_exact_at(&mut memory, span.start)?;
+        Ok(memory.freeze())
     }
 
     fn note(&self, piece: u32, table: Option<&PieceTable>) {
@@ -205,7 +234,7 @@ impl Pieces {
         self.file.sync_data()?;
         let bytes = bits::encode(shape(self.geometry), &verified.root, &[first, second]);
         disk::write_atomically(&self.dir, CHECKPOINT, &bytes)?;
-        if self.present.all() && verified.bits.all() {
+        if self.present.all() && verified.bits.all() && !self.sealed.swap(true, Ordering::AcqRel) {
             self.file.set_permissions(Permissions::from_mode(0o444))?;
         }
         Ok(())

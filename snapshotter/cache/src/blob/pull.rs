@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::task::spawn_blocking;
 
 use super::{Blob, Error};
@@ -13,6 +13,9 @@ use crate::source::Class;
 
 /// Asked for at a time; the planner cuts it into runs.
 const SEGMENT: u64 = 8 << 20;
+
+/// Delivered pieces whose memory may be used again.
+const KEPT: usize = 4;
 
 /// Delivers a blob piece by piece. Fetches at most the read-ahead window beyond what has been
 /// delivered; what it fetches goes to disk, and one piece at a time comes into memory.
@@ -26,11 +29,15 @@ pub struct PullThrough {
     /// The first piece not asked for.
     asked: u32,
     segments: VecDeque<(Range<u32>, Ticket)>,
+    /// Delivered lately; their memory is used again once the caller is done with it.
+    delivered: VecDeque<Bytes>,
 }
 
 impl PullThrough {
     pub(super) const fn new(blob: Arc<Blob>, class: Class, window: u64) -> Self {
-        Self { blob, class, window, next: 0, asked: 0, segments: VecDeque::new() }
+        let segments = VecDeque::new();
+        let delivered = VecDeque::new();
+        Self { blob, class, window, next: 0, asked: 0, segments, delivered }
     }
 
     /// The next piece's bytes, or `None` after the last. After an error, calling it again tries
@@ -40,13 +47,23 @@ impl PullThrough {
             return Ok(None);
         }
         self.wait().await?;
-        let (pieces, piece) = (self.blob.pieces(), self.next);
-        let read = spawn_blocking(move || pieces.read(piece)).await;
+        let (pieces, piece, memory) = (self.blob.pieces(), self.next, self.memory());
+        let read = spawn_blocking(move || pieces.read(piece, memory)).await;
         let bytes = read
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|source| Error::Read { digest: self.blob.digest, piece, source })?;
         self.next += 1;
-        Ok(Some(Bytes::from(bytes)))
+        self.delivered.push_back(bytes.clone());
+        Ok(Some(bytes))
+    }
+
+    /// Memory for the next piece: the oldest delivered one's, if the caller has let go of it.
+    fn memory(&mut self) -> BytesMut {
+        let oldest = self.delivered.pop_front_if(|oldest| oldest.is_unique());
+        if self.delivered.len() >= KEPT {
+            self.delivered.pop_front();
+        }
+        oldest.and_then(|oldest| oldest.try_into_mut().ok()).unwrap_or_default()
     }
 
     /// Returns when the next piece is on disk.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use skimmer_cache::{BlobRef, Class};
+use skimmer_proto::PieceTable;
 
 use crate::twin::{Twin, bytes, open, pulled, table};
 
@@ -172,4 +173,52 @@ async fn a_verified_blob_is_read_only_and_stays_verified() {
     let mode = fs::metadata(node.path("data")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o444);
     assert_eq!(node.read_all().await, 0);
+}
+
+#[tokio::test]
+async fn a_complete_blob_is_repaired_by_replacing_its_file() {
+    let node = Node::new();
+    {
+        let cache = open(node.dir.path(), &node.twin);
+        let blob = cache.blob(node.reference.clone()).unwrap();
+        // Proved by a table that was wrong about the bytes: another content's values.
+        let wrong = bytes(LEN, 12);
+        pulled(&blob).await.unwrap();
+        blob.prove(retold(&node.content, &wrong)).unwrap();
+        cache.drain().await.unwrap();
+    }
+    let file = fs::File::open(node.path("data")).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
+    let writer = fs::OpenOptions::new().write(true).open(node.path("data")).unwrap();
+    writer.write_all_at(b"spoiled", 0).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o444)).unwrap();
+    assert_eq!(node.read_all().await, LEN as u64);
+    let mut shared = [0; 7];
+    file.read_exact_at(&mut shared, 0).unwrap();
+    assert_eq!(&shared, b"spoiled", "the old inode isn't ours to change");
+}
+
+#[tokio::test]
+async fn a_read_only_file_without_its_bitmap_is_replaced_not_written() {
+    let node = Node::new();
+    {
+        let cache = open(node.dir.path(), &node.twin);
+        let blob = cache.blob(node.reference.clone()).unwrap();
+        pulled(&blob).await.unwrap();
+        blob.prove(table(&node.content)).unwrap();
+        cache.drain().await.unwrap();
+    }
+    let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(node.path("data")).unwrap());
+    let before = inode();
+    let _shared = fs::File::open(node.path("data")).unwrap();
+    fs::remove_file(node.path("pieces")).unwrap();
+    assert_eq!(node.read_all().await, LEN as u64);
+    assert_ne!(inode(), before);
+}
+
+/// The table of `values`' pieces under the digest of `bytes`.
+fn retold(bytes: &[u8], values: &[u8]) -> PieceTable {
+    let (mut encoded, honest) = (table(values).encode(), table(bytes));
+    encoded[16..48].copy_from_slice(honest.blob.as_bytes());
+    PieceTable::decode(&encoded).unwrap()
 }
