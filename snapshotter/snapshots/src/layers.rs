@@ -1,11 +1,15 @@
 //! What the snapshots need of the layers: an outside world, so a trait.
 
+mod served;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use skimmer_proto::Digest;
 
 use crate::{Binding, Usage};
+
+pub use served::Served;
 
 /// Makes layers servable and mounts them.
 #[async_trait]

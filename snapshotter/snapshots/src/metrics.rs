@@ -18,7 +18,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let prepared = Family::default();
         registry.register(
-            "skimmer_snapshots_prepared",
+            "snapshots_prepared",
             "Snapshots asked for, by outcome: lazy (the layer is provided), mounts, view",
             prepared.clone(),
         );

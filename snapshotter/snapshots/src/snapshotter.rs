@@ -9,6 +9,7 @@
 //! - Nothing waits for a layer while the lock is held.
 
 mod adopt;
+mod begun;
 mod create;
 mod list;
 mod rebuild;
@@ -17,8 +18,9 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use skimmer_proto::Digest;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -30,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::records::{self, Change, Records};
 use crate::{Kind, Labels, Snapshot, Usage, filter, idmap};
 
+use begun::{Begun, GRACE};
 pub use create::Prepared;
 pub use rebuild::Rebuilt;
 
@@ -82,6 +85,7 @@ struct Inner {
     layers: Arc<dyn LayerStore>,
     finder: Finder,
     metrics: Metrics,
+    begun: Begun,
     /// Held while snapshots change.
     change: Mutex<()>,
     /// Told when there is something to sweep.
@@ -101,19 +105,28 @@ impl Snapshotter {
         let folders = Folders::open(&config.root)?;
         let rebuilt = rebuild::reconcile(&folders, records.as_ref())?;
         let metrics = Metrics::register(registry);
-        let (change, discarded) = (Mutex::new(()), Notify::new());
-        let finder = Finder::new(content);
-        let inner = Inner { config, records, folders, layers, finder, metrics, change, discarded };
+        let inner = Inner {
+            config,
+            records,
+            folders,
+            layers,
+            finder: Finder::new(content),
+            metrics,
+            begun: Begun::default(),
+            change: Mutex::new(()),
+            discarded: Notify::new(),
+        };
         Ok((Self(Arc::new(inner)), rebuilt))
     }
 
-    /// Deletes the folders of removed snapshots as they come. Never returns.
+    /// Cleans up whenever a snapshot was removed, and from time to time. Never returns.
     pub async fn sweep_forever(&self) {
         loop {
             if let Err(error) = self.cleanup().await {
                 warn!(error = &error as &dyn std::error::Error, "cannot delete removed snapshots");
             }
-            self.0.discarded.notified().await;
+            // Whichever comes first.
+            let _elapsed = tokio::time::timeout(GRACE, self.0.discarded.notified()).await;
         }
     }
 
@@ -159,18 +172,25 @@ impl Snapshotter {
         let removed = self.blocking(move |inner| inner.remove(&name)).await?;
         self.0.discarded.notify_one();
         if let Some(layer) = removed.layer {
-            let blob = layer.blob.digest;
-            let used = self.blocking(move |inner| Ok(inner.records.uses_layer(&blob)?)).await?;
-            if !used {
-                debug!(%blob, "last snapshot of the layer removed");
-                self.0.layers.release(&blob).await;
-            }
+            self.release_unless_used(layer.blob.digest).await?;
         }
         Ok(())
     }
 
-    /// Deletes the files of removed snapshots.
+    async fn release_unless_used(&self, blob: Digest) -> Result<(), Error> {
+        let used = self.blocking(move |inner| Ok(inner.records.uses_layer(&blob)?)).await?;
+        if !used && !self.0.begun.contains(&blob) {
+            debug!(%blob, "no snapshot uses the layer any more");
+            self.0.layers.release(&blob).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes the files of removed snapshots, and releases layers of pulls that were given up.
     pub async fn cleanup(&self) -> Result<(), Error> {
+        for blob in self.0.begun.take_stale(Instant::now()) {
+            self.release_unless_used(blob).await?;
+        }
         self.blocking(|inner| {
             let swept = inner.folders.sweep()?;
             if swept > 0 {

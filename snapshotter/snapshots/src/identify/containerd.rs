@@ -26,7 +26,9 @@ const MAX_IMAGES: usize = 1000;
 /// Where the calls go; the connector ignores it.
 const NOWHERE: &str = "http://containerd.invalid";
 
-/// containerd's content and image services. Connects when first asked, and again when it has to.
+/// containerd's gRPC services. Connects when first asked, and again when it has to. Clones share the
+/// connection.
+#[derive(Clone, Debug)]
 pub struct Containerd {
     address: PathBuf,
     channel: Channel,
@@ -42,6 +44,11 @@ impl Containerd {
         });
         let channel = Endpoint::from_static(NOWHERE).connect_with_connector_lazy(connector);
         Self { address: address.to_owned(), channel }
+    }
+
+    /// For calls to other services of the same containerd.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     fn content(&self) -> ContentClient<Channel> {

@@ -95,7 +95,10 @@ impl Finder {
         let Some(at) = chain.iter().position(|link| link.chain_id == request.reference) else {
             return Ok(None);
         };
-        let name = name(request.image.as_ref(), manifest);
+        let mut hosts = registry_config.map(configured_hosts).unwrap_or_default();
+        hosts.extend(self.image_hosts(namespace).await);
+        let origins = find_origins(request.image.as_ref(), &manifest.sources, &hosts);
+        let name = name(request.image.as_ref(), &origins, manifest);
         let below = at.checked_sub(1).and_then(|below| chain.get(below)).map(|link| link.chain_id);
         if request.below != below {
             return Err(Error::OtherParent { reference: request.reference, image: name });
@@ -104,9 +107,6 @@ impl Finder {
         let config = self.read(namespace, "config", &manifest.config).await?;
         let image = Image::new(&text, &config)
             .map_err(|source| Error::Image { image: name.clone(), source })?;
-        let mut hosts = registry_config.map(configured_hosts).unwrap_or_default();
-        hosts.extend(self.image_hosts(namespace).await);
-        let origins = find_origins(request.image.as_ref(), &manifest.sources, &hosts);
         if origins.is_empty() {
             return Err(Error::NoOrigin { image: name });
         }
@@ -212,10 +212,10 @@ fn bind(layer: Layer, image: &str, origins: &[Origin]) -> Option<Binding> {
 }
 
 /// What to call the image in messages.
-fn name(image: Option<&Reference>, manifest: &Manifest) -> String {
-    match (image, manifest.sources.first()) {
+fn name(image: Option<&Reference>, origins: &[Origin], manifest: &Manifest) -> String {
+    match (image, origins.first()) {
         (Some(image), _) => image.to_string(),
-        (None, Some((host, repository))) => format!("{host}/{repository}@{}", manifest.digest),
+        (None, Some(origin)) => format!("{origin}@{}", manifest.digest),
         (None, None) => manifest.digest.to_string(),
     }
 }

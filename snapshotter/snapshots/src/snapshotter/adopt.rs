@@ -1,5 +1,6 @@
 //! The remote protocol: providing a layer instead of letting containerd unpack it.
 
+use skimmer_proto::Digest;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
@@ -8,8 +9,7 @@ use crate::chain::{self, New};
 use crate::identify::{Found, Request};
 use crate::layers::LayerBlame;
 use crate::snapshot::REFERENCE_LABEL;
-use crate::{Binding, Kind, Labels};
-use skimmer_proto::Digest;
+use crate::{Binding, Kind, Labels, Snapshot};
 
 /// How far a layer got in the time that a Prepare has.
 enum Outcome {
@@ -51,6 +51,7 @@ impl Snapshotter {
         let Some(layer) = self.provide(&found, deadline).await? else {
             return Ok(None);
         };
+        let blob = layer.blob.digest;
         let name = name(&reference, parent);
         let new = New {
             name: name.clone(),
@@ -61,7 +62,10 @@ impl Snapshotter {
         };
         match self.blocking(move |inner| inner.insert(new, None)).await {
             // Another Prepare of the same layer was faster.
-            Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => Ok(Some(name)),
+            Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => {
+                self.0.begun.bound(&blob);
+                Ok(Some(name))
+            }
             Err(error) => Err(error),
         }
     }
@@ -103,7 +107,7 @@ impl Snapshotter {
                 let found = self.blocking(move |inner| {
                     let found =
                         inner.records.get(&parent)?.ok_or(chain::Error::NoParent(parent))?;
-                    Ok(found.reference().unwrap_or_default().to_owned())
+                    Ok(claim(&found).to_owned())
                 });
                 Some(found.await?)
             }
@@ -121,8 +125,8 @@ impl Snapshotter {
     async fn provide(&self, found: &[Found], deadline: Instant) -> Result<Option<Binding>, Error> {
         let mut bad = None;
         for image in found {
-            self.0.layers.begin(&image.layer);
-            for layer in &image.above {
+            for layer in std::iter::once(&image.layer).chain(&image.above) {
+                self.0.begun.note(layer.blob.digest, std::time::Instant::now());
                 self.0.layers.begin(layer);
             }
             match self.wait(&image.layer, deadline).await {
@@ -151,6 +155,13 @@ impl Snapshotter {
             }
         }
     }
+}
+
+/// The chain ID that a snapshot parent claims: by its label, or, as older containerds unpack without
+/// labels, by its name, `<namespace>/<number>/<chain ID>`.
+fn claim(parent: &Snapshot) -> &str {
+    let by_name = || parent.name.splitn(3, '/').nth(2).unwrap_or_default();
+    parent.reference().unwrap_or_else(by_name)
 }
 
 /// One name for a layer on a parent, whoever asks.

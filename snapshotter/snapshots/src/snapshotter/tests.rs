@@ -257,6 +257,29 @@ async fn the_last_snapshot_of_a_layer_releases_it() {
 }
 
 #[tokio::test]
+async fn a_layer_on_its_way_to_another_image_is_not_released() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
+    let base = bench.pulled(&["a"], "").await;
+    // Another image with the same blob has begun and is not there yet.
+    bench.shelf.add(&[("B", "b"), ("A", "a")], &[("r.io", "y")]);
+    bench.pulled(&["b"], "").await;
+    bench.snapshotter.remove(base).await.unwrap();
+    assert!(bench.layers.released.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn goes_on_lazily_above_a_layer_that_containerd_unpacked() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a"), ("B", "b")], &[("r.io", "x")]);
+    bench.prepare("default/1/extract", "").await;
+    let base = format!("default/2/{}", chain_id(&["a"]));
+    bench.commit(&base, "default/1/extract").await;
+    let top = bench.pulled(&["a", "b"], &base).await;
+    assert_eq!(bench.snapshotter.stat(top).await.unwrap().parent, base);
+}
+
+#[tokio::test]
 async fn removal_is_a_rename_and_cleanup_deletes() {
     let bench = Bench::new();
     bench.prepare("a", "").await;

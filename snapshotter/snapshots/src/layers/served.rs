@@ -1,0 +1,138 @@
+//! [`LayerStore`] on the node's layers: mounts served from the cache.
+
+use std::error::Error as StdError;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use skimmer_cache::{Blame, Cache, FetchError};
+use skimmer_layers::{Cause, Failure, LayerSpec, Layers};
+use skimmer_proto::Digest;
+
+use super::{LayerBlame, LayerError, LayerStore};
+use crate::{Binding, Usage, usage};
+
+/// The layers of this node.
+pub struct Served {
+    layers: Layers,
+    cache: Cache,
+}
+
+impl Served {
+    pub fn new(layers: Layers, cache: Cache) -> Self {
+        Self { layers, cache }
+    }
+}
+
+#[async_trait]
+impl LayerStore for Served {
+    fn begin(&self, layer: &Binding) {
+        self.layers.begin(spec(layer));
+    }
+
+    async fn ready(&self, layer: &Binding) -> Result<(), LayerError> {
+        self.layers.begin(spec(layer)).ready().await.map_err(failed)
+    }
+
+    async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError> {
+        let mounted = self.layers.begin(spec(layer)).mount().await.map_err(failed)?;
+        Ok(mounted.path)
+    }
+
+    async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError> {
+        let (cache, blob) = (self.cache.clone(), layer.blob.digest);
+        let measured = tokio::task::spawn_blocking(move || {
+            let files = cache.layer(blob).map_err(|error| local("look at its files", error))?;
+            match files.inodes_path().parent().map(usage::measure) {
+                // Nothing of it has come yet.
+                None => Ok(Usage::default()),
+                Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Ok(Usage::default())
+                }
+                Some(measured) => measured.map_err(|error| local("measure its files", error)),
+            }
+        });
+        measured.await.map_err(|error| local("measure its files", error))?
+    }
+
+    async fn release(&self, blob: &Digest) {
+        self.layers.release(*blob).await;
+    }
+}
+
+fn spec(layer: &Binding) -> LayerSpec {
+    LayerSpec {
+        blob: layer.blob.clone(),
+        media_type: layer.media_type.clone(),
+        diff_id: layer.diff_id,
+        image: layer.image.clone(),
+    }
+}
+
+fn local(reason: &'static str, error: impl StdError + Send + Sync + 'static) -> LayerError {
+    LayerError { blame: LayerBlame::Local, reason, source: Box::new(error) }
+}
+
+fn failed(failure: Failure) -> LayerError {
+    let blame = blame(&failure.cause);
+    LayerError { blame, reason: "make it ready", source: Box::new(Shared(failure)) }
+}
+
+/// Bad bytes are the layer's own fault whoever sent them; a failed fetch is its source's.
+fn blame(cause: &Cause) -> LayerBlame {
+    if let Some(fetch) = fetch_error(cause) {
+        return match fetch.blame {
+            Blame::Local => LayerBlame::Local,
+            Blame::Registry | Blame::Refused => LayerBlame::Source,
+        };
+    }
+    use skimmer_layers::pull::Error as Pull;
+    match cause {
+        Cause::DiffId { .. } | Cause::Inodes { .. } | Cause::Verify { .. } => LayerBlame::Content,
+        Cause::Pull { source } => match source.as_ref() {
+            Pull::Digest { .. }
+            | Pull::DiffId { .. }
+            | Pull::Decode { .. }
+            | Pull::Sum { .. }
+            | Pull::Tar { .. }
+            | Pull::Assemble { .. } => LayerBlame::Content,
+            Pull::Fetch { .. } => LayerBlame::Source,
+            Pull::Write { .. } | Pull::Stage => LayerBlame::Local,
+        },
+        Cause::Blob { source: skimmer_cache::blob::Error::Length { .. } }
+        | Cause::Blob { source: skimmer_cache::blob::Error::TooLong { .. } } => LayerBlame::Content,
+        Cause::Fill { .. } => LayerBlame::Source,
+        _ => LayerBlame::Local,
+    }
+}
+
+/// The source's account, if a fetch is at the bottom of it.
+fn fetch_error(cause: &Cause) -> Option<&FetchError> {
+    let mut error: Option<&(dyn StdError + 'static)> = Some(cause);
+    while let Some(current) = error {
+        if let Some(fetch) = current.downcast_ref::<FetchError>() {
+            return Some(fetch);
+        }
+        if let Some(fetch) = current.downcast_ref::<Arc<FetchError>>() {
+            return Some(fetch);
+        }
+        error = current.source();
+    }
+    None
+}
+
+/// A failure that several wait for, as the error of one.
+#[derive(Debug)]
+struct Shared(Failure);
+
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Shared {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
