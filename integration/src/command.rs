@@ -60,10 +60,14 @@ pub fn finish(command: &mut Command, limit: Duration) -> anyhow::Result<Output> 
     limited.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))
 }
 
+/// The command line, how it ended, and the end of what it printed: progress bars come first.
 fn describe(command: &Command, output: &Output) -> String {
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    format!("{command:?}: {}\n{}{}", output.status, out.trim_end(), err.trim_end())
+    let tail = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    };
+    format!("{command:?}: {}\n{}\n{}", output.status, tail(&output.stdout), tail(&output.stderr))
 }
 
 /// Polls `state` until it gives a value.

@@ -11,6 +11,8 @@ use crate::snapshots::{Snapshots, View};
 /// How a node is set up.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
+    /// Set before the names of both daemons, where a scenario has several nodes.
+    pub name: String,
     pub skimmerd: skimmerd::Setup,
     pub pause_image: Option<String>,
     pub annotations: bool,
@@ -33,15 +35,17 @@ impl Node {
         version: Version,
         setup: &Setup,
     ) -> anyhow::Result<Self> {
-        let address = containerd::address_of(scenario, "containerd");
-        let skimmerd = Skimmerd::start(scenario, "skimmerd", &address, &setup.skimmerd)?;
+        let (containerd, skimmerd) =
+            (format!("{}containerd", setup.name), format!("{}skimmerd", setup.name));
+        let address = containerd::address_of(scenario, &containerd);
+        let skimmerd = Skimmerd::start(scenario, &skimmerd, &address, &setup.skimmerd)?;
         let setup = containerd::Setup {
             skimmer: Some(skimmerd.address()),
             pause_image: setup.pause_image.clone(),
             annotations: setup.annotations,
             configuration: None,
         };
-        let containerd = Containerd::start_with(scenario, "containerd", version, &setup)?;
+        let containerd = Containerd::start_with(scenario, &containerd, version, &setup)?;
         Ok(Self { containerd, skimmerd })
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr};
+use std::fmt;
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -15,9 +16,9 @@ use crate::layer::digest_of;
 /// A tree's entries by their path below its root, the root itself as the empty path.
 pub type Tree = BTreeMap<Vec<u8>, Entry>;
 
-/// Everything about one path. Sizes of directories and link counts of directories are left out: they depend
+/// Everything about one path; its `Debug` is short enough for a list of differences. Sizes of directories and link counts of directories are left out: they depend
 /// on the file system and mean nothing to a reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
     pub kind: Kind,
     pub mode: u32,
@@ -40,6 +41,21 @@ pub enum Kind {
     BlockDevice { number: u64 },
     Fifo,
     Socket,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, mode, owner: (uid, gid), time: (seconds, nanos), links, .. } = self;
+        write!(f, "{kind:?} {mode:o} {uid}:{gid} at {seconds}.{nanos:09} x{links}")?;
+        if let Some(first) = &self.same_as {
+            write!(f, " = {}", first.escape_ascii())?;
+        }
+        for (name, value) in &self.attributes {
+            let start = &value[..value.len().min(24)];
+            write!(f, " {}={}({})", name.escape_ascii(), start.escape_ascii(), value.len())?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads the tree at `root`, every byte of it.
@@ -127,7 +143,7 @@ pub fn differences(expected: &Tree, actual: &Tree) -> Vec<String> {
         match actual.get(path) {
             None => found.push(format!("{name}: missing, expected {entry:?}")),
             Some(other) if other != entry => {
-                found.push(format!("{name}: {other:?}\n    expected {entry:?}"))
+                found.push(format!("{name}: {other:?}\n    expected: {entry:?}"))
             }
             Some(_) => {}
         }

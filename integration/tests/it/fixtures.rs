@@ -27,9 +27,7 @@ pub fn data(
     length: usize,
     format: Format,
 ) -> anyhow::Result<Layer> {
-    let seed =
-        name.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    let tar = Tar::new().dir("data/").file(format!("data/{name}"), &noise(seed, length));
+    let tar = Tar::new().dir("data/").file(format!("data/{name}"), &noise(seed(name), length));
     Layer::of(&tar.end(), format, &blobs(scenario))
 }
 
@@ -58,4 +56,9 @@ pub fn pause(scenario: &Scenario) -> anyhow::Result<Image> {
     let mut plan = Plan::new("pods/pause", vec![Layer::of(&tar, Format::Gzip, &blobs(scenario))?]);
     plan.command = ["/busybox", "sleep", "1000000"].map(str::to_owned).to_vec();
     plan.build(&blobs(scenario))
+}
+
+/// What the bytes of [`data`]'s file `name` are made from.
+pub fn seed(name: &str) -> u64 {
+    name.bytes().fold(7, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
 }

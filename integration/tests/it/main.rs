@@ -1,4 +1,10 @@
 //! System tests: real containerd, real registry, real containers. `integration/run` installs what they need.
 
+mod bad_input;
 mod baseline;
+mod corners;
 mod fixtures;
+mod indexes;
+mod lifecycle;
+mod matrix;
+mod pods;

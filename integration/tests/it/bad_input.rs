@@ -1,0 +1,278 @@
+//! Images that are broken or lie, and indexes that were tampered with: an error that says what and why, and nobody else
+//! notices.
+
+use skimmer_integration::command::{PATIENCE, failure_of};
+use skimmer_integration::containerd::Version;
+use skimmer_integration::ctr::Pull;
+use skimmer_integration::image::{Image, Plan};
+use skimmer_integration::layer::{Blob, Format, Layer, gzip, noise};
+use skimmer_integration::node::Node;
+use skimmer_integration::registry::Registry;
+use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::tar::{Header, Tar};
+use skimmer_proto::Digest;
+
+use crate::fixtures::{blobs, busybox, data, mount_point, seed, small};
+use crate::indexes;
+
+/// A layer whose blob is `blob` and whose DiffID is `diff_id`, true or not.
+fn layer(scenario: &Scenario, blob: &[u8], diff_id: Digest) -> anyhow::Result<Layer> {
+    Ok(Layer { blob: Blob::of(blob, &blobs(scenario))?, diff_id, format: Format::Gzip })
+}
+
+/// What is wrong with an image, and a word that a person needs to find in the error, beside the layer's digest.
+struct Bad {
+    name: &'static str,
+    image: Image,
+    /// One of these has to be there.
+    cause: &'static [&'static str],
+}
+
+fn bad_images(scenario: &Scenario, registry: &Registry) -> anyhow::Result<Vec<Bad>> {
+    let tar = Tar::new().dir("d/").file("d/f", &noise(21, 600_000)).end();
+    let (good, diff_id) = (gzip(&tar)?, Digest::of(&tar));
+    let base = busybox(scenario, Format::Gzip)?;
+    let mut all = Vec::new();
+    let mut add =
+        |name: &'static str, cause: &'static [&'static str], bad: Layer| -> anyhow::Result<Image> {
+            let image = Plan::new(&format!("bad/{name}"), vec![base.clone(), bad])
+                .build(&blobs(scenario))?;
+            registry.add(&image)?;
+            all.push(Bad { name, image: image.clone(), cause });
+            Ok(image)
+        };
+    let cut = good[..good.len() / 2].to_vec();
+    add("truncated-gzip", &["gzip", "truncated", "end"], layer(scenario, &cut, diff_id)?)?;
+    let mut torn = good.clone();
+    let middle = torn.len() / 2;
+    torn[middle..middle + 64].fill(0xa5);
+    add(
+        "torn-gzip",
+        &["gzip", "deflate", "CRC", "DiffID", "diff"],
+        layer(scenario, &torn, diff_id)?,
+    )?;
+    let mut lying = good.clone();
+    let length = lying.len();
+    lying[length - 8..].fill(7);
+    add(
+        "lying-trailer",
+        &["gzip", "CRC", "checksum", "length"],
+        layer(scenario, &lying, diff_id)?,
+    )?;
+    add(
+        "not-gzip",
+        &["tar", "header", "gzip", "DiffID", "diff"],
+        layer(scenario, &noise(22, 5000), diff_id)?,
+    )?;
+    add(
+        "wrong-diff-id",
+        &["DiffID", "diff"],
+        layer(scenario, &good, Digest::of(b"something else"))?,
+    )?;
+    let swapped = add(
+        "wrong-digest",
+        &["digest", "sha256", "SHA-256"],
+        layer(scenario, &gzip(&noise(23, 300_000))?, diff_id)?,
+    )?;
+    registry.falsify(&swapped.layers[1].blob.digest, |bytes| bytes[100] ^= 1)?;
+    let short = add(
+        "short-blob",
+        &["length", "bytes", "size", "Range", "range", "end"],
+        layer(scenario, &[&good[..], b"1"].concat(), diff_id)?,
+    )?;
+    registry.falsify(&short.layers[1].blob.digest, |bytes| bytes.truncate(1000))?;
+    let lost = add(
+        "lost-blob",
+        &["404", "not found"],
+        layer(scenario, &[&good[..], b"2"].concat(), diff_id)?,
+    )?;
+    registry.lose(&lost.layers[1].blob.digest)?;
+    // Eight EiB in one file, declared but not there.
+    let huge = Header { size: 1 << 63, gnu: true, ..Header::new("huge", b'0') };
+    let bomb = Tar::new().entry(huge, b"").end();
+    add(
+        "declared-8-eib",
+        &["huge", "size", "large", "long"],
+        layer(scenario, &gzip(&bomb)?, Digest::of(&bomb))?,
+    )?;
+    let deep = Tar::new().pax(&[("path", "d/".repeat(2000).as_bytes())]).dir("x/").end();
+    add(
+        "too-deep",
+        &["deep", "depth", "path", "component"],
+        layer(scenario, &gzip(&deep)?, Digest::of(&deep))?,
+    )?;
+    Ok(all)
+}
+
+#[test]
+fn bad_images_are_refused_and_named() {
+    scenario("bad-images", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let node = Node::start(scenario, Version::V2)?;
+        let honest = small(scenario, "bad/honest")?;
+        let reference = registry.add(&honest)?;
+        let mut wrong = Vec::new();
+        for Bad { name, image, cause } in bad_images(scenario, &registry)? {
+            let digest = image.layers[1].blob.digest;
+            node.skimmerd.expect_log(&digest.to_string());
+            node.skimmerd.expect_log(&image.name);
+            for (way, said) in [
+                (
+                    "skimmer pull",
+                    node.skimmerd
+                        .skimmer(&["pull", &registry.reference(&image)])
+                        .and_then(|mut call| failure_of(&mut call, PATIENCE)),
+                ),
+                (
+                    "ctr pull",
+                    node.containerd.pull_fails(&Pull::new(&registry.reference(&image), "skimmer")),
+                ),
+            ] {
+                match said {
+                    Err(error) => wrong.push(format!("{name} by {way}: {error}")),
+                    Ok(said) => {
+                        if !cause.iter().any(|word| said.contains(word))
+                            || !said.contains(&digest.hex()[..12])
+                        {
+                            wrong.push(format!(
+                                "{name} by {way} doesn't say what is wrong: {}",
+                                said.trim()
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        node.containerd.run_image(
+            &reference,
+            "skimmer",
+            "honest",
+            &["md5sum", "/data/bad-honest"],
+        )?;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_image_that_claims_anothers_diff_ids_is_refused() {
+    for (name, version) in [("poison-1.7", Version::V1_7), ("poison-2", Version::V2)] {
+        scenario(name, |scenario| {
+            let registry = Registry::start(scenario)?;
+            let base = busybox(scenario, Format::Gzip)?;
+            let honest = data(scenario, "honest", 1 << 20, Format::Gzip)?;
+            let evil = data(scenario, "evil", 1 << 20, Format::Gzip)?;
+            let target = Plan::new("poison/honest", vec![base.clone(), honest.clone()])
+                .build(&blobs(scenario))?;
+            let mut plan = Plan::new("poison/evil", vec![base.clone(), evil.clone()]);
+            plan.claimed = Some(vec![base.diff_id, honest.diff_id]);
+            plan.author = "evil".into();
+            let poison = plan.build(&blobs(scenario))?;
+            let (reference, poisoned) = (registry.add(&target)?, registry.add(&poison)?);
+            let node = Node::start(scenario, version)?;
+            node.skimmerd.expect_log(&evil.blob.digest.to_string());
+            node.skimmerd.expect_log("poison/evil");
+            // The evil blob has been read before, as itself: its index and table are at hand and say what it is.
+            let own = Plan::new("poison/itself", vec![base.clone(), evil.clone()])
+                .build(&blobs(scenario))?;
+            let own = registry.add(&own)?;
+            node.skimmerd.ask(&["index", "build", &own])?;
+            let mut call = node.skimmerd.skimmer(&["pull", &poisoned])?;
+            let said = failure_of(&mut call, PATIENCE)?;
+            anyhow::ensure!(
+                said.contains(&honest.diff_id.hex()[..12]),
+                "the refusal doesn't name the DiffID: {said}"
+            );
+            node.containerd.pull_fails(&Pull::new(&poisoned, "skimmer"))?;
+            // The honest image under the same chain IDs is what it always was.
+            node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+            let view = node.view(&target, &mount_point(scenario, "view"))?;
+            let bytes = std::fs::read(view.path().join("data/honest"))?;
+            anyhow::ensure!(
+                bytes == noise(seed("honest"), 1 << 20),
+                "other bytes in the honest file"
+            );
+            anyhow::ensure!(
+                !view.path().join("data/evil").exists(),
+                "the evil file is in the honest image"
+            );
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn tampered_indexes_never_show_wrong_bytes() {
+    scenario("tampered-index", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let image = small(scenario, "bad/index")?;
+        let reference = registry.add(&image)?;
+        let mut node = Node::start(scenario, Version::V2)?;
+        node.skimmerd.ask(&["index", "build", &reference])?;
+        let files = indexes::export(scenario, &node, &image)?;
+        let exported = std::fs::read(&files[1])?;
+        node.skimmerd.terminate()?;
+        node.skimmerd.wipe()?;
+        node.skimmerd.run()?;
+        node.skimmerd.expect_log(&image.layers[1].blob.digest.to_string());
+        let tampered = scenario.path("tampered");
+        let name = tampered.to_str().unwrap_or_default();
+        for length in [0, 1, 10, exported.len() / 3, exported.len() - 1] {
+            std::fs::write(&tampered, &exported[..length])?;
+            let import = node.skimmerd.ask(&["index", "import", name]);
+            anyhow::ensure!(
+                import.is_err(),
+                "an index of {length} of {} bytes was accepted",
+                exported.len()
+            );
+        }
+        let mut accepted = 0;
+        for number in 0..64 {
+            let mut bytes = exported.clone();
+            let at = number * bytes.len() / 64;
+            bytes[at] ^= 1 << (number % 8);
+            std::fs::write(&tampered, &bytes)?;
+            accepted += usize::from(node.skimmerd.ask(&["index", "import", name]).is_ok());
+        }
+        // An import is the operator's word. What it says of pieces shows when they come: then a reader gets an error.
+        anyhow::ensure!(accepted == 0, "{accepted} of 64 flipped indexes were accepted");
+        indexes::import(&node, &files)?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        node.containerd.run_image(
+            &reference,
+            "skimmer",
+            "after",
+            &["md5sum", "/data/bad-index"],
+        )?;
+        Ok(())
+    });
+}
+
+#[test]
+fn falsified_bytes_never_reach_a_reader() {
+    scenario("falsified", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let image = small(scenario, "bad/falsified")?;
+        let reference = registry.add(&image)?;
+        let mut node = Node::start(scenario, Version::V2)?;
+        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        let digest = image.layers[1].blob.digest;
+        let original = std::fs::read(&image.layers[1].blob.path)?;
+        registry.falsify(&digest, |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+        })?;
+        node.skimmerd.expect_log(&digest.to_string());
+        let view = node.view(&image, &mount_point(scenario, "view"))?;
+        let file = view.path().join("data/bad-falsified");
+        let read = std::fs::read(&file);
+        anyhow::ensure!(read.is_err(), "falsified bytes were read");
+        // The rest of the file is good, and so is all of it once the registry tells the truth again.
+        registry.falsify(&digest, |bytes| *bytes = original)?;
+        let bytes = std::fs::read(&file)?;
+        anyhow::ensure!(bytes == noise(seed("bad-falsified"), 8 << 20), "other bytes afterwards");
+        Ok(())
+    });
+}
