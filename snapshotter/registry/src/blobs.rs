@@ -121,6 +121,7 @@ impl Transfer {
             path: &format!("{}/blobs/{}", candidate.origin.repository, self.digest),
             headers: self.headers(&candidate),
             class: self.class,
+            immutable: true,
             until: self.tries.until(),
         };
         let answer = self.http.get(&ask).await?;

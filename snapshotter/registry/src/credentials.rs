@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::file::File;
@@ -72,12 +72,15 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Version(Option<(SystemTime, u64)>);
 
+/// What a helper said about a server, and when.
+type Helped = HashMap<(String, String), (Instant, Option<Credential>)>;
+
 pub struct Credentials {
     path: Option<PathBuf>,
     /// Where helpers are looked for, as in PATH.
     programs: OsString,
     read: Mutex<Option<(Version, Arc<File>)>>,
-    helped: Mutex<HashMap<(String, String), (Instant, Option<Credential>)>>,
+    helped: Mutex<Helped>,
 }
 
 impl Credentials {
@@ -148,9 +151,7 @@ impl Credentials {
         Ok(file)
     }
 
-    fn helped(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(String, String), (Instant, Option<Credential>)>> {
+    fn helped(&self) -> MutexGuard<'_, Helped> {
         self.helped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

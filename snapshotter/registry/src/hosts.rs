@@ -11,7 +11,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::Url;
@@ -54,10 +54,12 @@ pub enum Error {
     Key { path: String, key: String, problem: String, remedy: &'static str },
 }
 
+type Cached = HashMap<String, (Instant, Arc<[Endpoint]>)>;
+
 /// The endpoints of every registry host, from the files below containerd's `config_path`.
 pub struct Hosts {
     roots: Vec<PathBuf>,
-    cached: Mutex<HashMap<String, (Instant, Arc<[Endpoint]>)>>,
+    cached: Mutex<Cached>,
 }
 
 impl Hosts {
@@ -87,7 +89,7 @@ impl Hosts {
         Ok(endpoints)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, Arc<[Endpoint]>)>> {
+    fn lock(&self) -> MutexGuard<'_, Cached> {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,6 +9,7 @@
 mod error;
 mod gate;
 mod health;
+mod moved;
 
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,7 @@ pub use self::error::{Error, Phase};
 pub use self::gate::RESERVED;
 use self::gate::{Gate, Permit};
 use self::health::Health;
+use self::moved::Moved;
 use crate::auth::Auth;
 use crate::backoff;
 use crate::hosts::Endpoint;
@@ -42,6 +44,7 @@ pub struct Http {
     auth: Auth,
     gate: Gate,
     pub health: Health,
+    moved: Moved,
     response_timeout: Duration,
     stall_timeout: Duration,
 }
@@ -54,6 +57,8 @@ pub struct Ask<'a> {
     pub path: &'a str,
     pub headers: HeaderMap,
     pub class: Class,
+    /// Whether the content never changes, so that the target of a redirect may be used again.
+    pub immutable: bool,
     pub until: Instant,
 }
 
@@ -93,8 +98,9 @@ impl Http {
         response_timeout: Duration,
         stall_timeout: Duration,
     ) -> Self {
-        let (gate, health) = (Gate::new(connections_per_host), Health::default());
-        Self { clients, auth, gate, health, response_timeout, stall_timeout }
+        let gate = Gate::new(connections_per_host);
+        let (health, moved) = (Health::default(), Moved::default());
+        Self { clients, auth, gate, health, moved, response_timeout, stall_timeout }
     }
 
     /// Sends the request; only 200 and 206 are answers.
@@ -147,13 +153,30 @@ impl Http {
         authorization: Option<&HeaderValue>,
     ) -> Result<Raw, Error> {
         let mut at = address(ask);
-        let mut seen = Vec::new();
+        if let Some(target) = self.moved.target(&at) {
+            if let Ok(answer) = self.send(ask, &target, None).await
+                && answer.response.status().is_success()
+            {
+                return Ok(Raw { answer, at: target });
+            }
+            self.moved.forget(&at);
+        }
+        let mut seen: Vec<Url> = Vec::new();
         loop {
             let response = self.send(ask, &at, authorization).await?;
             let status = response.response.status();
             let redirects = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
             let location = response.response.headers().get(LOCATION).filter(|_| redirects);
-            let Some(location) = location else { return Ok(Raw { answer: response, at }) };
+            let Some(location) = location else {
+                if let Some(first) = seen.into_iter().next()
+                    && ask.immutable
+                    && status.is_success()
+                    && !same_origin(&at, &first)
+                {
+                    self.moved.remember(first, at.clone());
+                }
+                return Ok(Raw { answer: response, at });
+            };
             let url = PlainUrl::from(&at);
             let next = location.to_str().ok().and_then(|text| at.join(text).ok());
             let next = match next {

@@ -85,7 +85,7 @@ impl FromStr for Platform {
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| legal(part)) {
+        if !parts.iter().all(legal) {
             return Err(refused());
         }
         let (os, architecture, variant) = match parts[..] {

@@ -131,6 +131,7 @@ impl Registry {
                 path: "",
                 headers: HeaderMap::new(),
                 class: Class::Fault,
+                immutable: false,
                 until: Instant::now() + self.deadline,
             };
             let answer = self.http.get(&ask).await;

@@ -214,6 +214,7 @@ impl Documents<'_> {
                 path,
                 headers,
                 class: Class::Fault,
+                immutable: false,
                 until: tries.until(),
             };
             match self.whole(&ask).await {

@@ -116,7 +116,8 @@ impl Tries {
         self.candidates[self.current].1 = retryable;
         if retryable {
             self.asked += 1;
-            let pause = retry_after.unwrap_or_else(|| backoff::pause(self.rounds + 1, random));
+            let pause =
+                backoff::pause(self.rounds + 1, random).max(retry_after.unwrap_or_default());
             self.pause = Some(self.pause.map_or(pause, |other| other.min(pause)));
         }
         if now >= self.until || !self.advance() {

@@ -295,6 +295,35 @@ async fn a_redirect_is_followed_to_another_host() {
 }
 
 #[tokio::test]
+async fn the_target_of_a_redirect_is_used_again_until_it_is_refused() {
+    let store = Server::new(|request, _| match request.path.as_str() {
+        "/store/0" | "/store/1" => Answer::blob(request, &blob()),
+        _ => Answer::new(404, ""),
+    })
+    .await;
+    let target = format!("http://{}/store/", store.host());
+    let server = Server::new(move |_, number| Answer::redirect(&format!("{target}{number}"))).await;
+    let registry = Registry::new(config());
+    for start in [0, 1000, 2000] {
+        fetch(&registry, &server.host(), start..start + 10).await.unwrap();
+    }
+    assert_eq!((server.requests().len(), store.requests().len()), (1, 3));
+
+    let expired = Server::new(|request, number| match number {
+        1 => Answer::new(403, "expired"),
+        _ => Answer::blob(request, &blob()),
+    })
+    .await;
+    let target = format!("http://{}/", expired.host());
+    let server = Server::new(move |_, number| Answer::redirect(&format!("{target}{number}"))).await;
+    for start in [0, 1000, 2000] {
+        fetch(&registry, &server.host(), start..start + 10).await.unwrap();
+    }
+    let paths: Vec<_> = expired.requests().into_iter().map(|r| r.path).collect();
+    assert_eq!(paths, ["/0", "/0", "/1", "/1"]);
+}
+
+#[tokio::test]
 async fn presigned_urls_are_not_repeated_in_errors() {
     let store = Server::new(|_, _| {
         Answer::new(403, "<Error>s3cret</Error>").with("content-type", "application/xml")
