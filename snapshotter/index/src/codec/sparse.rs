@@ -18,6 +18,9 @@ const MAX_COMPRESSED: usize = 64 << 10;
 /// Marks have three digits to this base, each of its own kind: 1 to 85, 86 to 170, 171 to 255.
 const BASE: usize = 85;
 
+/// All bits of a byte.
+const USED: u8 = 0xff;
+
 /// A checkpoint, and the beginning of what follows it.
 pub(super) struct Checkpoint {
     window: Box<[u8; WINDOW_LEN]>,
@@ -46,12 +49,7 @@ impl Checkpoint {
         // What decoded once decodes again; where it doesn't, because too little was kept, the window
         // stays whole.
         if scratch.find_used(&self).is_ok_and(|complete| complete) {
-            let unused = |(_, used): &(&mut u8, &bool)| !**used;
-            self.window
-                .iter_mut()
-                .zip(&scratch.used)
-                .filter(unused)
-                .for_each(|(byte, _)| *byte = 0);
+            self.window.iter_mut().zip(&scratch.used).for_each(|(byte, used)| *byte &= used);
         }
         self.window
     }
@@ -64,7 +62,8 @@ pub(super) struct Scratch {
     /// The checkpoint's window, marked.
     window: Box<[u8; WINDOW_LEN]>,
     data: Vec<u8>,
-    used: Vec<bool>,
+    /// All ones for a byte of the window that is used, zeros for another.
+    used: Vec<u8>,
 }
 
 impl Scratch {
@@ -76,7 +75,7 @@ impl Scratch {
             marks,
             window: Box::new([0; WINDOW_LEN]),
             data: vec![0; WINDOW_LEN],
-            used: vec![false; WINDOW_LEN],
+            used: vec![0; WINDOW_LEN],
         })
     }
 
@@ -85,9 +84,9 @@ impl Scratch {
         let real = checkpoint.window.iter().zip(self.marks.iter());
         self.window.iter_mut().zip(real).for_each(|(byte, (real, mark))| *byte = real ^ mark);
         let Some(len) = self.decode(checkpoint)? else { return Ok(false) };
-        self.used.fill(false);
+        self.used.fill(0);
         // A copy that runs from the window into what follows may take only one or two bytes of it.
-        self.used[WINDOW_LEN - 2..].fill(true);
+        self.used[WINDOW_LEN - 2..].fill(USED);
         let (data, real) = (&mut self.data[..len], &checkpoint.data[..len]);
         data.iter_mut().zip(real).for_each(|(byte, real)| *byte ^= real);
         let mut from = 0;
@@ -103,7 +102,7 @@ impl Scratch {
             };
             let same = |(data, mark): &(&u8, &u8)| data == mark;
             let len = data[from..].iter().zip(&self.marks[at..]).take_while(same).count();
-            self.used[at..at + len].fill(true);
+            self.used[at..at + len].fill(USED);
             from += len - 2;
         }
         Ok(true)

@@ -10,7 +10,7 @@ use super::sparse::{Checkpoint, Scratch};
 use crate::chunk::{Chunk, State};
 
 /// zstd's level for windows. Part of the index format.
-const WINDOW_LEVEL: i32 = 3;
+const WINDOW_LEVEL: i32 = 1;
 
 /// The chunks so far.
 pub(super) struct Table {
