@@ -138,6 +138,8 @@ pub enum Error {
     NameTooLong { path: String, len: usize },
     #[error("symbolic link {path:?} has a target of {len} bytes; 1 to 4095 are allowed")]
     SymlinkTarget { path: String, len: usize },
+    #[error("{path:?} is not a cleaned path")]
+    Path { path: String },
     #[error("{path:?} has a NUL in its name or target")]
     Nul { path: String },
     #[error("hard link {path:?} names {target:?}, which is not in the archive")]

@@ -58,6 +58,9 @@ impl TreeBuilder {
             let path = display_path(&entry.path);
             return Err(Error::NameTooLong { path, len: name.len() });
         }
+        if entry.path.split(|b| *b == b'/').any(|part| matches!(part, b"" | b"." | b"..")) {
+            return Err(Error::Path { path: display_path(&entry.path) });
+        }
         if entry.path.contains(&0) {
             return Err(Error::Nul { path: display_path(&entry.path) });
         }
@@ -185,7 +188,7 @@ impl TreeBuilder {
     fn resolve_links(&mut self) -> Result<HashMap<InodeId, InodeId>, Error> {
         let pending = std::mem::take(&mut self.pending);
         let mut targets: HashMap<InodeId, InodeId> = HashMap::new();
-        for (&first, link) in &pending {
+        for (first, link) in self.still_named(&pending) {
             let missing = || Error::MissingTarget {
                 path: display_path(&link.path),
                 target: display_path(&link.target),
@@ -213,6 +216,19 @@ impl TreeBuilder {
             targets.extend(chain.into_iter().map(|link| (link, end)));
         }
         Ok(targets)
+    }
+
+    /// The placeholders that later entries did not replace.
+    fn still_named<'a>(&self, pending: &'a BTreeMap<InodeId, Link>) -> Vec<(InodeId, &'a Link)> {
+        let mut out = Vec::new();
+        let mut todo = if pending.is_empty() { Vec::new() } else { vec![ROOT] };
+        while let Some(id) = todo.pop() {
+            match self.inodes[id.index()].children() {
+                Some(children) => todo.extend(children.values()),
+                None => out.extend(pending.get(&id).map(|link| (id, link))),
+            }
+        }
+        out
     }
 
     /// Adds an inode that has no name yet.

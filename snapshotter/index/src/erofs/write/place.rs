@@ -168,15 +168,17 @@ impl Space {
         blocks: &mut u64,
     ) -> (u64, u64, Layout) {
         let size = full * format::BLOCK + last as u64;
-        if !fits_inline(body, last) {
-            return self.plain(body, size, blocks);
-        }
         // A tail may not lie across blocks.
-        let mut at = self.end;
         let crosses = |at: u64| {
             let tail = at + body as u64;
             tail / format::BLOCK != (tail + last as u64 - 1) / format::BLOCK
         };
+        // The root's place is fixed.
+        let is_root = self.end == format::ROOT_AT;
+        if !fits_inline(body, last) || (is_root && crosses(self.end)) {
+            return self.plain(body, size, blocks);
+        }
+        let mut at = self.end;
         while crosses(at) {
             at += format::SLOT;
         }
