@@ -16,6 +16,7 @@ mod rebuild;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -86,6 +87,8 @@ struct Inner {
     finder: Finder,
     metrics: Metrics,
     begun: Begun,
+    /// Layers that may have lost their last snapshot.
+    unused: Mutex<BTreeSet<Digest>>,
     /// Held while snapshots change.
     change: Mutex<()>,
     /// Told when there is something to sweep.
@@ -113,6 +116,7 @@ impl Snapshotter {
             finder: Finder::new(content),
             metrics,
             begun: Begun::default(),
+            unused: Mutex::default(),
             change: Mutex::new(()),
             discarded: Notify::new(),
         };
@@ -167,13 +171,10 @@ impl Snapshotter {
         .await
     }
 
-    /// Takes a snapshot away at once; its files are deleted later.
+    /// Takes a snapshot away at once; its files are deleted, and its layer unmounted, later.
     pub async fn remove(&self, name: String) -> Result<(), Error> {
-        let removed = self.blocking(move |inner| inner.remove(&name)).await?;
+        self.blocking(move |inner| inner.remove(&name)).await?;
         self.0.discarded.notify_one();
-        if let Some(layer) = removed.layer {
-            self.release_unless_used(layer.blob.digest).await?;
-        }
         Ok(())
     }
 
@@ -186,9 +187,12 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Deletes the files of removed snapshots, and releases layers of pulls that were given up.
+    /// Deletes the files of removed snapshots, and releases the layers that none uses any more: those
+    /// of removed snapshots and those of pulls that were given up.
     pub async fn cleanup(&self) -> Result<(), Error> {
-        for blob in self.0.begun.take_stale(Instant::now()) {
+        let mut unused = std::mem::take(&mut *self.0.unused());
+        unused.extend(self.0.begun.take_stale(Instant::now()));
+        for blob in unused {
             self.release_unless_used(blob).await?;
         }
         self.blocking(|inner| {
@@ -230,6 +234,10 @@ impl Inner {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unused(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes a changed record, to the folder and then to the database.
     fn replace(&self, change: Change) -> Result<Snapshot, Error> {
         if let Change::Replace { new, .. } = &change {
@@ -241,7 +249,7 @@ impl Inner {
         }
     }
 
-    fn remove(&self, name: &str) -> Result<Snapshot, Error> {
+    fn remove(&self, name: &str) -> Result<(), Error> {
         let _lock = self.lock();
         let change = chain::remove(self.records.as_ref(), name)?;
         self.records.apply(&change)?;
@@ -254,7 +262,10 @@ impl Inner {
                 "the removed snapshot's folder stays until the next start"
             );
         }
-        Ok(old)
+        if let Some(layer) = old.layer {
+            self.unused().insert(layer.blob.digest);
+        }
+        Ok(())
     }
 
     /// A committed snapshot doesn't change, so it is measured once.

@@ -251,8 +251,10 @@ async fn the_last_snapshot_of_a_layer_releases_it() {
     let refused = bench.snapshotter.remove(base.clone()).await;
     assert!(matches!(refused, Err(Error::Chain(chain::Error::HasChildren(_)))));
     bench.snapshotter.remove(top).await.unwrap();
+    bench.snapshotter.cleanup().await.unwrap();
     assert!(bench.layers.released.lock().unwrap().is_empty());
     bench.snapshotter.remove(base).await.unwrap();
+    bench.snapshotter.cleanup().await.unwrap();
     assert_eq!(*bench.layers.released.lock().unwrap(), [Digest::of(b"A")]);
 }
 
@@ -265,6 +267,7 @@ async fn a_layer_on_its_way_to_another_image_is_not_released() {
     bench.shelf.add(&[("B", "b"), ("A", "a")], &[("r.io", "y")]);
     bench.pulled(&["b"], "").await;
     bench.snapshotter.remove(base).await.unwrap();
+    bench.snapshotter.cleanup().await.unwrap();
     assert!(bench.layers.released.lock().unwrap().is_empty());
 }
 
