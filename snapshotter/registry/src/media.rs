@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn knows_layers_from_other_things() {
-        let rows: [(&str, Result<LayerKind, fn(String) -> Error>); 10] = [
+        type Row<'a> = (&'a str, Result<LayerKind, fn(String) -> Error>);
+        let rows: [Row<'_>; 10] = [
             ("application/vnd.oci.image.layer.v1.tar", Ok(LayerKind::Tar)),
             ("application/vnd.oci.image.layer.v1.tar+gzip", Ok(LayerKind::TarGzip)),
             ("application/vnd.oci.image.layer.v1.tar+zstd", Ok(LayerKind::TarZstd)),

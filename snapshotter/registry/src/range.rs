@@ -113,7 +113,8 @@ mod tests {
     fn accepts_only_answers_to_the_question() {
         let (asked, len) = (100..200, 1000);
         let part = |skip, take| Ok(Part { skip, take });
-        let rows: Vec<(u16, Vec<(&str, &str)>, Result<Part, Error>)> = vec![
+        type Row = (u16, Vec<(&'static str, &'static str)>, Result<Part, Error>);
+        let rows: Vec<Row> = vec![
             (206, vec![("content-range", "bytes 100-199/1000")], part(0, 100)),
             (
                 206,
