@@ -201,7 +201,8 @@ fn configuration(version: Version, folder: &Path, hosts: &Path, setup: &Setup) -
         disabled = disabled(version, setup),
     );
     let specific = match version {
-        Version::V1_6 | Version::V1_7 => configuration_1(base, hosts, setup),
+        Version::V1_6 => configuration_1(base, hosts, "", setup),
+        Version::V1_7 => configuration_1(base, hosts, CAPABILITIES, setup),
         Version::V2 => configuration_2(base, hosts, setup),
     };
     let number = if version == Version::V2 { 3 } else { 2 };
@@ -221,17 +222,27 @@ fn disabled(version: Version, setup: &Setup) -> String {
     format!("disabled_plugins = {names:?}")
 }
 
+fn proxy_plugin(socket: &Path, capabilities: &str) -> String {
+    let address = socket.display();
+    format!("[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{address}'\n{capabilities}")
+}
+
 fn cri_snapshotter(setup: &Setup) -> &'static str {
     if setup.skimmer.is_some() { "skimmer" } else { "overlayfs" }
 }
 
-fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
+/// What a proxy snapshotter may say of itself from 1.7.23 on.
+const CAPABILITIES: &str = "capabilities = ['remap-ids']\n";
+
+fn configuration_1(
+    base: std::path::Display<'_>,
+    hosts: &Path,
+    capabilities: &str,
+    setup: &Setup,
+) -> String {
     let mut text = String::new();
     if let Some(socket) = &setup.skimmer {
-        text += &format!(
-            "[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{}'\n",
-            socket.display()
-        );
+        text += &proxy_plugin(socket, capabilities);
     }
     if let Some(pause) = &setup.pause_image {
         text += &format!(
@@ -255,10 +266,7 @@ fn configuration_2(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) ->
     let mut text = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n".to_owned();
     let mut snapshotters = vec!["overlayfs"];
     if let Some(socket) = &setup.skimmer {
-        text += &format!(
-            "[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{}'\n",
-            socket.display()
-        );
+        text += &proxy_plugin(socket, CAPABILITIES);
         if setup.annotations {
             text +=
                 "[proxy_plugins.skimmer.exports]\nenable_remote_snapshot_annotations = 'true'\n";

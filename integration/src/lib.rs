@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod cri;
 pub mod ctr;
 pub mod debian;
+pub mod estargz;
 pub mod image;
 pub mod issuer;
 pub mod layer;

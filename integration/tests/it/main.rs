@@ -3,8 +3,11 @@
 mod bad_input;
 mod baseline;
 mod corners;
+mod debian;
 mod fixtures;
 mod indexes;
 mod lifecycle;
 mod matrix;
 mod pods;
+mod toc;
+mod users;
