@@ -47,6 +47,7 @@ const PURE: [(&str, &[&str]); 2] = [
     (
         "snapshotter/index",
         &[
+            "base64",
             "blake3",
             "hex",
             "libz-rs-sys",

@@ -1,3 +1,5 @@
+//! Credentials from docker's config.json and its helpers, as people have them on disk.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,3 +1,5 @@
+//! hosts.toml as containerd documents it, and as nobody should write it.
+
 use std::fs;
 
 use proptest::prelude::*;
