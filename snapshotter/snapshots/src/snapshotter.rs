@@ -91,7 +91,7 @@ struct Inner {
     unused: Mutex<BTreeSet<Digest>>,
     /// Held while snapshots change.
     change: Mutex<()>,
-    /// Told when there is something to sweep.
+    /// Told when there is something to clean up.
     discarded: Notify,
 }
 
@@ -173,9 +173,7 @@ impl Snapshotter {
 
     /// Takes a snapshot away at once; its files are deleted, and its layer unmounted, later.
     pub async fn remove(&self, name: String) -> Result<(), Error> {
-        self.blocking(move |inner| inner.remove(&name)).await?;
-        self.0.discarded.notify_one();
-        Ok(())
+        self.blocking(move |inner| inner.remove(&name)).await
     }
 
     async fn release_unless_used(&self, blob: Digest) -> Result<(), Error> {
@@ -238,6 +236,12 @@ impl Inner {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the next clean-up look whether the layer can be released.
+    fn maybe_unused(&self, blob: Digest) {
+        self.unused().insert(blob);
+        self.discarded.notify_one();
+    }
+
     /// Writes a changed record, to the folder and then to the database.
     fn replace(&self, change: Change) -> Result<Snapshot, Error> {
         if let Change::Replace { new, .. } = &change {
@@ -262,8 +266,9 @@ impl Inner {
                 "the removed snapshot's folder stays until the next start"
             );
         }
-        if let Some(layer) = old.layer {
-            self.unused().insert(layer.blob.digest);
+        match old.layer {
+            Some(layer) => self.maybe_unused(layer.blob.digest),
+            None => self.discarded.notify_one(),
         }
         Ok(())
     }

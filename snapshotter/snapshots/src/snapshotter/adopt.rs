@@ -1,20 +1,29 @@
 //! The remote protocol: providing a layer instead of letting containerd unpack it.
 
+use std::time::Duration;
+
 use skimmer_proto::Digest;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::{Error, Snapshotter};
+use super::{Error, Inner, Snapshotter};
 use crate::chain::{self, New};
 use crate::identify::{Found, Request};
 use crate::layers::LayerBlame;
+use crate::records::Change;
 use crate::snapshot::REFERENCE_LABEL;
 use crate::{Binding, Kind, Labels, Snapshot};
 
+/// How long a layer that a snapshot is bound to may take before other images are asked for it.
+const SOON: Duration = Duration::from_millis(200);
+
 /// How far a layer got in the time that a Prepare has.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// It can be mounted, or will be: [`LayerStore::mount`](crate::LayerStore::mount) waits.
-    Provided,
+    /// It can be mounted; what there is of it has been proved.
+    Ready,
+    /// It is on its way: [`LayerStore::mount`](crate::LayerStore::mount) waits.
+    Pending,
     /// We can't, and containerd may.
     Declined,
 }
@@ -30,29 +39,58 @@ impl Snapshotter {
     ) -> Result<Option<String>, Error> {
         let reference = labels.get(REFERENCE_LABEL).cloned().unwrap_or_default();
         let deadline = Instant::now() + self.0.config.prepare_wait;
-        if let Some((name, layer)) = self.claimed(&reference, parent).await? {
-            let Some(layer) = layer else {
-                return Ok(Some(name));
-            };
-            self.0.layers.begin(&layer);
-            return match self.wait(&layer, deadline).await? {
-                Outcome::Provided => Ok(Some(name)),
-                Outcome::Declined => Ok(None),
-            };
-        }
-        let found = match self.identify(key, parent, labels).await? {
-            Ok(found) => found,
-            Err(error) => {
+        let claimed = self.claimed(&reference, parent).await?;
+        let bound = match claimed {
+            None => None,
+            Some((name, None)) => return Ok(Some(name)),
+            Some((name, Some(layer))) => {
+                self.0.layers.begin(&layer);
+                if matches!(timeout(SOON, self.0.layers.ready(&layer)).await, Ok(Ok(()))) {
+                    return Ok(Some(name));
+                }
+                Some((name, layer))
+            }
+        };
+        let mut found = match (self.identify(key, parent, labels).await?, &bound) {
+            (Ok(found), _) => found,
+            (Err(_), Some(_)) => Vec::new(),
+            (Err(error), None) => {
                 let reason = &error as &dyn std::error::Error;
                 info!(reference, reason, "containerd unpacks the layer: not identified");
                 return Ok(None);
             }
         };
-        let Some(layer) = self.provide(&found, deadline).await? else {
+        if let Some((_, layer)) = &bound
+            && !found.iter().any(|image| image.layer.blob.digest == layer.blob.digest)
+        {
+            found.push(Found { layer: layer.clone(), above: Vec::new() });
+        }
+        let Some((layer, outcome)) = self.provide(&found, deadline).await? else {
             return Ok(None);
         };
         let blob = layer.blob.digest;
-        let name = name(&reference, parent);
+        let name = match bound {
+            Some((name, _)) => name,
+            None => self.enter(&reference, parent, labels, layer.clone()).await?,
+        };
+        // The snapshot may be bound to another image's blob, which came to nothing or never comes.
+        if outcome == Outcome::Ready {
+            let name = name.clone();
+            self.blocking(move |inner| inner.rebind(&name, layer)).await?;
+        }
+        self.0.begun.forget(&blob);
+        Ok(Some(name))
+    }
+
+    /// Commits the snapshot that is `layer`. Answers its name.
+    async fn enter(
+        &self,
+        reference: &str,
+        parent: &str,
+        labels: &Labels,
+        layer: Binding,
+    ) -> Result<String, Error> {
+        let name = name(reference, parent);
         let new = New {
             name: name.clone(),
             parent: parent.to_owned(),
@@ -62,10 +100,7 @@ impl Snapshotter {
         };
         match self.blocking(move |inner| inner.insert(new, None)).await {
             // Another Prepare of the same layer was faster.
-            Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => {
-                self.0.begun.bound(&blob);
-                Ok(Some(name))
-            }
+            Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => Ok(name),
             Err(error) => Err(error),
         }
     }
@@ -122,7 +157,11 @@ impl Snapshotter {
 
     /// Begins the layers of the images and waits for the wanted one, from one image after the other
     /// if need be. `None`: containerd may try. An error: every image's layer is bad.
-    async fn provide(&self, found: &[Found], deadline: Instant) -> Result<Option<Binding>, Error> {
+    async fn provide(
+        &self,
+        found: &[Found],
+        deadline: Instant,
+    ) -> Result<Option<(Binding, Outcome)>, Error> {
         let mut bad = None;
         for image in found {
             for layer in std::iter::once(&image.layer).chain(&image.above) {
@@ -130,9 +169,13 @@ impl Snapshotter {
                 self.0.layers.begin(layer);
             }
             match self.wait(&image.layer, deadline).await {
-                Ok(Outcome::Provided) => return Ok(Some(image.layer.clone())),
                 Ok(Outcome::Declined) => {}
-                Err(error) => bad = Some(error),
+                Ok(outcome) => return Ok(Some((image.layer.clone(), outcome))),
+                Err(error) => {
+                    self.0.begun.forget(&image.layer.blob.digest);
+                    self.0.maybe_unused(image.layer.blob.digest);
+                    bad = Some(error);
+                }
             }
         }
         bad.map_or(Ok(None), Err)
@@ -140,11 +183,11 @@ impl Snapshotter {
 
     async fn wait(&self, layer: &Binding, deadline: Instant) -> Result<Outcome, Error> {
         match timeout_at(deadline, self.0.layers.ready(layer)).await {
-            Ok(Ok(())) => Ok(Outcome::Provided),
+            Ok(Ok(())) => Ok(Outcome::Ready),
             Err(_elapsed) => {
                 let (blob, image) = (layer.blob.digest, &layer.image);
                 info!(%blob, image, "layer still being fetched: pending");
-                Ok(Outcome::Provided)
+                Ok(Outcome::Pending)
             }
             Ok(Err(error)) if error.blame == LayerBlame::Content => Err(Error::layer(layer, error)),
             Ok(Err(error)) => {
@@ -154,6 +197,21 @@ impl Snapshotter {
                 Ok(Outcome::Declined)
             }
         }
+    }
+}
+
+impl Inner {
+    /// Makes `layer` the content of committed snapshot `name`, if another one was.
+    fn rebind(&self, name: &str, layer: Binding) -> Result<(), Error> {
+        let _lock = self.lock();
+        let old = chain::get(self.records.as_ref(), name)?;
+        let Some(before) = old.layer.clone().filter(|before| before.blob != layer.blob) else {
+            return Ok(());
+        };
+        let new = Snapshot { layer: Some(layer), ..old.clone() };
+        self.replace(Change::Replace { old, new })?;
+        self.maybe_unused(before.blob.digest);
+        Ok(())
     }
 }
 

@@ -24,8 +24,8 @@ impl Begun {
         self.since().insert(blob, now);
     }
 
-    /// A snapshot holds the layer now.
-    pub fn bound(&self, blob: &Digest) {
+    /// A snapshot holds the layer now, or it has turned out bad.
+    pub fn forget(&self, blob: &Digest) {
         self.since().remove(blob);
     }
 
@@ -59,7 +59,7 @@ mod tests {
         for blob in [a, b, c] {
             begun.note(blob, start);
         }
-        begun.bound(&a);
+        begun.forget(&a);
         begun.note(b, start + GRACE / 2);
         assert!(begun.take_stale(start + GRACE / 2).is_empty());
         assert_eq!(begun.take_stale(start + GRACE), [c]);

@@ -227,6 +227,29 @@ async fn a_bad_layer_fails_its_pull_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_slow_bad_layer_gives_way_to_a_good_one() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("poison", "a")], &[("r.io", "evil")]);
+    bench.layers.set("poison", State::Pending);
+    let base = bench.pulled(&["a"], "").await;
+    bench.layers.set("poison", State::Failed(LayerBlame::Content));
+    assert!(bench.pull(&["a"], "").await.is_err());
+    bench.shelf.add(&[("honest", "a")], &[("r.io", "x")]);
+    // Slow itself, it doesn't take the place of another.
+    bench.layers.set("honest", State::Pending);
+    assert_eq!(bench.pulled(&["a"], "").await, base);
+    let bound = |snapshot: crate::Snapshot| snapshot.layer.unwrap().blob.digest;
+    let stat = || bench.snapshotter.stat(base.clone());
+    assert_eq!(bound(stat().await.unwrap()), Digest::of(b"poison"));
+    bench.layers.heal("honest");
+    assert_eq!(bench.pulled(&["a"], "").await, base);
+    assert_eq!(bound(stat().await.unwrap()), Digest::of(b"honest"));
+    bench.snapshotter.cleanup().await.unwrap();
+    assert_eq!(*bench.layers.released.lock().unwrap(), [Digest::of(b"poison")]);
+    bench.snapshotter.view("v".to_owned(), base, Labels::new()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_slow_layer_is_pending_and_mounts_wait() {
     let bench = Bench::new();
     bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
