@@ -1,5 +1,6 @@
 //! Running a program to its end, with a time limit and an error that says what it printed.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -43,8 +44,45 @@ pub fn failure_of(command: &mut Command, limit: Duration) -> anyhow::Result<Stri
     Ok(format!("{out}{err}"))
 }
 
-/// Runs `command` for at most `limit`; coreutils' `timeout` kills it after that.
+/// The beginning of what a command printed, and when.
+#[derive(Clone, Debug)]
+pub struct FirstLine {
+    /// Without its end.
+    pub text: String,
+    /// From the call until the line was complete.
+    pub after: Duration,
+}
+
+/// Runs `command` for at most `limit` to its end, and returns its first line of standard output.
+pub fn first_line(command: &mut Command, limit: Duration) -> anyhow::Result<FirstLine> {
+    let start = Instant::now();
+    let mut child = limited(command, limit)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {command:?}"))?;
+    let mut stdout = BufReader::new(child.stdout.take().context("standard output is no pipe")?);
+    let mut text = String::new();
+    let read = stdout.read_line(&mut text);
+    let after = start.elapsed();
+    let mut rest = Vec::new();
+    let read = read.and_then(|_| stdout.read_to_end(&mut rest));
+    let mut output = child.wait_with_output().with_context(|| format!("wait for {command:?}"))?;
+    read.with_context(|| format!("read the output of {command:?}"))?;
+    if !output.status.success() {
+        output.stdout = [text.into_bytes(), rest].concat();
+        bail!("{}", describe(command, &output));
+    }
+    Ok(FirstLine { text: text.trim_end().to_owned(), after })
+}
+
+/// Runs `command` for at most `limit`.
 pub fn finish(command: &mut Command, limit: Duration) -> anyhow::Result<Output> {
+    limited(command, limit).output().with_context(|| format!("start {command:?}"))
+}
+
+/// `command`, which coreutils' `timeout` kills after `limit`.
+fn limited(command: &Command, limit: Duration) -> Command {
     let mut limited = Command::new("timeout");
     limited.arg("--signal=KILL").arg(format!("{}", limit.as_secs_f64()));
     limited.arg(command.get_program()).args(command.get_args());
@@ -57,7 +95,8 @@ pub fn finish(command: &mut Command, limit: Duration) -> anyhow::Result<Output> 
     if let Some(folder) = command.get_current_dir() {
         limited.current_dir(folder);
     }
-    limited.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))
+    limited.stdin(Stdio::null());
+    limited
 }
 
 /// The command line, how it ended, and the end of what it printed: progress bars come first.

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{self, PATIENCE};
+use crate::command::{self, FirstLine, PATIENCE};
 use crate::containerd::Containerd;
 
 /// A pull: `ctr image pull`.
@@ -57,11 +57,34 @@ impl Containerd {
         id: &str,
         program: &[&str],
     ) -> anyhow::Result<String> {
+        let mut call = self.run_command(reference, snapshotter, id, program)?;
+        command::output_of(&mut call, PATIENCE)
+    }
+
+    /// Runs `program` in a container of a pulled image, to its end; returns its first line and when it came.
+    pub fn first_line(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        program: &[&str],
+    ) -> anyhow::Result<FirstLine> {
+        let mut call = self.run_command(reference, snapshotter, id, program)?;
+        command::first_line(&mut call, PATIENCE)
+    }
+
+    fn run_command(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        program: &[&str],
+    ) -> anyhow::Result<Command> {
         let mut call = self.ctr()?;
         call.args(["run", "--rm", "--snapshotter", snapshotter, "--runc-root"])
             .arg(self.runc_root());
         call.args([reference, id]).args(program);
-        command::output_of(&mut call, PATIENCE)
+        Ok(call)
     }
 
     /// Starts `program` in a container of a pulled image and leaves it running.

@@ -1,10 +1,12 @@
 //! Real images: Debian with Python and numpy, made by debootstrap once and kept outside the checkout.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 use skimmer_proto::Digest;
 
@@ -13,21 +15,21 @@ use crate::image::{Image, Plan};
 use crate::layer::{Blob, Format, Layer};
 use crate::tools;
 
-/// Changes whenever what is made changes.
-const EDITION: &str = "debian-numpy-v1";
-
 /// Folders that get a layer of their own, above the one with everything else; the last one that matches counts.
 const LAYERS: [&[&str]; 6] = [
     &[],
     &["usr/lib/x86_64-linux-gnu", "usr/lib/gcc"],
     &["usr/share", "usr/include"],
     &["usr/bin", "usr/sbin", "etc", "var"],
-    &["usr/lib/python3", "usr/lib/python3.11"],
-    &["usr/lib/python3/dist-packages/numpy"],
+    &["usr/lib/python3.11"],
+    &["usr/lib/python3"],
 ];
 
 /// The command whose first line of output says that numpy was imported.
 pub const COMMAND: [&str; 3] = ["python3", "-c", "import numpy; print(1)"];
+
+/// A file of several hundred MB in [`single_layer`]: everything below `usr/lib`, as a tar archive.
+pub const LARGE_FILE: &str = "opt/lib.tar";
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -35,27 +37,72 @@ struct Record {
     layers: Vec<(String, String)>,
 }
 
-/// Debian, Python and numpy in six gzip layers, more than 300 MB uncompressed; runs [`COMMAND`].
+/// Debian, Python, numpy, scipy and pandas in six gzip layers, more than 300 MB uncompressed; runs [`COMMAND`].
 ///
 /// The first call takes minutes.
 pub fn numpy(folder: &Path) -> anyhow::Result<Image> {
-    let layers = cached("layers", |root, into| {
-        let lists = split(root)?;
-        lists.iter().enumerate().map(|(number, list)| pack(root, list, into, number)).collect()
-    })?;
+    let layers =
+        cached("layers-v2", "python3-numpy,python3-scipy,python3-pandas", |root, into| {
+            let lists = split(root)?;
+            lists.iter().enumerate().map(|(number, list)| pack(root, list, into, number)).collect()
+        })?;
     plan("debian/numpy", layers).build(folder)
 }
 
-/// The same files and a 1 GB file of half-compressible data, in a single layer.
+/// Debian, Python, numpy and LLVM in a single gzip layer of more than 1 GB uncompressed, [`LARGE_FILE`] included.
 pub fn single_layer(folder: &Path) -> anyhow::Result<Image> {
-    let layers = cached("single", |root, into| {
-        let weights = root.join("opt/model");
-        std::fs::create_dir_all(&weights)?;
-        write_weights(&weights.join("weights.bin"), 1 << 30)?;
+    let layers = cached("single-v1", "python3-numpy,llvm-14-dev", |root, into| {
+        std::fs::create_dir_all(root.join("opt"))?;
+        let mut call = Command::new("tar");
+        call.arg("--create").arg("--directory").arg(root).arg("--file").arg(root.join(LARGE_FILE));
+        command::output_of(call.arg("usr/lib"), Duration::from_secs(600))
+            .context("make the large file")?;
         let all = root_entries(root)?;
         Ok(vec![pack(root, &all, into, 0)?])
     })?;
     plan("debian/single", layers).build(folder)
+}
+
+/// The files of [`numpy`], without its hard links, spread over `count` gzip layers. Not every program in it runs.
+pub fn many_layers(folder: &Path, count: usize) -> anyhow::Result<Image> {
+    let whole = numpy(folder)?;
+    let (mut total, mut tars) = (0, Vec::new());
+    for layer in &whole.layers {
+        let mut tar = Vec::new();
+        GzDecoder::new(std::fs::File::open(&layer.blob.path)?).read_to_end(&mut tar)?;
+        total += tar.len();
+        tars.push(tar);
+    }
+    let mut builders: Vec<_> = (0..count).map(|_| tar::Builder::new(Vec::new())).collect();
+    let mut before = 0;
+    for tar in &tars {
+        let mut archive = tar::Archive::new(&tar[..]);
+        for entry in archive.entries()? {
+            let entry = entry?;
+            let at = before + usize::try_from(entry.raw_header_position())?;
+            append(&mut builders[at * count / total], entry)?;
+        }
+        before += tar.len();
+    }
+    let layers: anyhow::Result<Vec<Layer>> = builders
+        .into_iter()
+        .map(|builder| Layer::of(&builder.into_inner()?, Format::Gzip, folder))
+        .collect();
+    plan("debian/many", layers?).build(folder)
+}
+
+/// Copies one entry, unless it is a hard link, whose target may be in another layer.
+fn append(builder: &mut tar::Builder<Vec<u8>>, entry: tar::Entry<'_, &[u8]>) -> anyhow::Result<()> {
+    let path = entry.path()?.into_owned();
+    let mut header = entry.header().clone();
+    match (header.entry_type(), entry.link_name()?) {
+        (tar::EntryType::Link, _) => {}
+        (tar::EntryType::Symlink, Some(target)) => {
+            builder.append_link(&mut header, path, target)?
+        }
+        _ => builder.append_data(&mut header, path, entry)?,
+    }
+    Ok(())
 }
 
 fn plan(name: &str, layers: Vec<Layer>) -> Plan {
@@ -64,18 +111,20 @@ fn plan(name: &str, layers: Vec<Layer>) -> Plan {
     plan
 }
 
-/// The layers that `make` makes of Debian's root file system, from the cache if they are there.
+/// The layers that `make` makes of Debian's root file system with `packages`, from the cache if they are there.
+/// `edition` changes whenever what is made changes.
 fn cached(
-    name: &str,
+    edition: &str,
+    packages: &str,
     make: impl FnOnce(&Path, &Path) -> anyhow::Result<Vec<Layer>>,
 ) -> anyhow::Result<Vec<Layer>> {
-    let folder = tools::cache().join("images").join(format!("{EDITION}-{name}"));
+    let folder = tools::cache().join("images").join(format!("debian-{edition}"));
     let record = folder.join("record.json");
     if !record.exists() {
         let building =
-            tools::cache().join("images").join(format!(".{EDITION}-{name}-{}", std::process::id()));
+            tools::cache().join("images").join(format!(".debian-{edition}-{}", std::process::id()));
         std::fs::create_dir_all(&building)?;
-        let root = debootstrap(&building)?;
+        let root = debootstrap(&building, packages)?;
         let layers = make(&root, &building)?;
         command::run("rm", ["-rf".as_ref(), root.as_os_str()])?;
         let layers =
@@ -100,12 +149,13 @@ fn cached(
     record.layers.iter().map(load).collect()
 }
 
-/// Debian's root file system below `folder`, from this machine's own mirror.
-fn debootstrap(folder: &Path) -> anyhow::Result<PathBuf> {
+/// Debian's root file system with `packages` below `folder`, from this machine's own mirror.
+fn debootstrap(folder: &Path, packages: &str) -> anyhow::Result<PathBuf> {
     let root = folder.join("root");
     let mirror = tools::script("debian-mirror")?.first().context("no Debian mirror")?.clone();
     let mut call = Command::new("debootstrap");
-    call.args(["--variant=minbase", "--include=python3-numpy", "bookworm"]).arg(&root).arg(mirror);
+    call.args(["--variant=minbase", &format!("--include={packages}"), "bookworm"]);
+    call.arg(&root).arg(mirror);
     command::output_of(&mut call, Duration::from_secs(1800)).context("debootstrap")?;
     for folder in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         command::run(
@@ -161,19 +211,4 @@ fn pack(root: &Path, paths: &[String], into: &Path, number: usize) -> anyhow::Re
     std::fs::rename(&packed.path, &path)?;
     std::fs::remove_file(&list)?;
     Ok(Layer { blob: Blob { path, ..packed }, diff_id, format: Format::Gzip })
-}
-
-/// Bytes like those of model weights: in every four, two have no structure.
-fn write_weights(path: &Path, length: usize) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    let block = 1 << 20;
-    for number in 0..length / block {
-        let noise = crate::layer::noise(number as u64 + 1, block / 2);
-        let bytes: Vec<u8> =
-            noise.chunks_exact(2).flat_map(|pair| [pair[0], pair[1], 0x3c, 0xbf]).collect();
-        file.write_all(&bytes)?;
-    }
-    file.flush()?;
-    Ok(())
 }

@@ -190,6 +190,13 @@ impl Registry {
         String::from_utf8_lossy(&log).lines().filter_map(parse_access).collect()
     }
 
+    /// The bytes of everything sent since `already` requests were answered.
+    pub fn sent_since(&self, already: usize) -> u64 {
+        let requests = self.requests();
+        let bodies = requests.iter().skip(already).filter(|request| request.status < 300);
+        bodies.map(|request| request.bytes).sum()
+    }
+
     /// The bytes sent of the blob `digest`, and of how many requests.
     pub fn sent(&self, digest: &Digest) -> Sent {
         let suffix = format!("/blobs/{digest}");

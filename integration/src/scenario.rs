@@ -23,29 +23,36 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// Runs `body` as the scenario `name`, alone, and fails the calling test with its error.
 ///
 /// Where root or a needed program is missing, the scenario is skipped with a message, unless `SKIMMER_REQUIRE_TOOLS` is set.
-/// When it fails, its logs are kept in `<cache>/logs/<name>` and their ends printed.
 pub fn scenario(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(missing) = tools::missing() {
         assert!(!tools::required(), "{name}: {missing}");
         eprintln!("{name} skipped: {missing}");
         return;
     }
+    if let Err(error) = run(name, body) {
+        panic!("{name}: {error:?}");
+    }
+}
+
+/// Runs `body` as the scenario `name`, alone, and returns what it does.
+///
+/// # Errors
+/// Those of `body`, and what it left behind. Its logs are then kept in `<cache>/logs/<name>` and their ends printed.
+pub fn run<T>(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     sweep::abandoned(&std::env::temp_dir());
-    let scenario = match Scenario::new() {
-        Ok(scenario) => scenario,
-        Err(error) => panic!("{name}: {error:?}"),
-    };
-    let outcome =
-        catch_unwind(AssertUnwindSafe(|| body(&scenario).and_then(|()| scenario.run_checks())));
-    if !matches!(outcome, Ok(Ok(()))) {
+    let scenario = Scenario::new()?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        body(&scenario).and_then(|value| scenario.run_checks().map(|()| value))
+    }));
+    if !matches!(outcome, Ok(Ok(_))) {
         scenario.keep_logs(name);
     }
     let cleaned = scenario.clean();
     match outcome {
         Err(panic) => resume_unwind(panic),
-        Ok(Err(error)) => panic!("{name}: {error:?}"),
-        Ok(Ok(())) => assert!(cleaned.is_ok(), "{name} left something behind: {cleaned:?}"),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(value)) => cleaned.context("something was left behind").map(|()| value),
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
+use skimmer_proto::Digest;
 
 use crate::command::{self, PATIENCE};
+use crate::image::Image;
 use crate::process::Process;
 use crate::scenario::Scenario;
 use crate::tools;
@@ -167,6 +169,31 @@ impl Skimmerd {
         }
         Ok(last.unwrap_or(Value::Null))
     }
+
+    /// Writes the indexes of an image's layers, which it has, into `folder`.
+    pub fn export_indexes(&self, image: &Image, folder: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for layer in &image.layers {
+            let file = index_file(folder, &layer.blob.digest);
+            let mut call = self.skimmer(&["index", "export", &layer.blob.digest.to_string()])?;
+            command::output_of(call.arg(&file), PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// Imports every index in `folder`.
+    pub fn import_indexes(&self, folder: &Path) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let mut call = self.skimmer(&["index", "import"])?;
+            command::output_of(call.arg(entry?.path()), PATIENCE)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where [`Skimmerd::export_indexes`] puts the index of the layer `blob`.
+pub fn index_file(folder: &Path, blob: &Digest) -> PathBuf {
+    folder.join(format!("{}.index", blob.hex()))
 }
 
 impl Drop for Skimmerd {

@@ -15,24 +15,32 @@ pub const PREFIX: &str = "skit-";
 
 /// Sweeps up after scenarios whose process no longer runs.
 pub fn abandoned(temp: &Path) {
-    for left in children(temp).into_iter().filter(|path| is_abandoned(path)) {
+    matching(temp, |process| !Path::new("/proc").join(process).exists());
+}
+
+/// Sweeps up after this process's own scenarios, which are not going on.
+pub fn own(temp: &Path) {
+    let own = std::process::id().to_string();
+    matching(temp, |process| process == own);
+}
+
+/// Sweeps up after the scenarios of the processes that `chosen` chooses by their ids.
+fn matching(temp: &Path, chosen: impl Fn(&str) -> bool) {
+    let of_chosen = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        process.is_some_and(&chosen)
+    };
+    for left in children(temp).into_iter().filter(of_chosen) {
         folder(&left);
         let _ = remove(&left);
     }
-    for namespace in children(Path::new("/run/netns")).into_iter().filter(|path| is_abandoned(path))
-    {
+    for namespace in children(Path::new("/run/netns")).into_iter().filter(of_chosen) {
         let _ = command::run(
             "ip",
             ["netns".as_ref(), "delete".as_ref(), namespace.file_name().unwrap_or_default()],
         );
     }
-}
-
-/// Whether the name holds the id of a process that no longer runs.
-fn is_abandoned(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-    pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
 }
 
 /// Ends every process that names `folder` in its command line, then unmounts what is below.

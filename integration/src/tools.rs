@@ -64,12 +64,14 @@ pub fn crictl() -> anyhow::Result<Option<PathBuf>> {
     Ok(script("crictl")?.first().map(PathBuf::from))
 }
 
-/// A program of this workspace in the folder of the running test binary's profile.
+/// A program of this workspace, built in the same profile as the running one.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("find this test binary")?;
-    // <target>/<profile>/deps/<test>
-    let profile =
-        own.parent().and_then(Path::parent).context("test binary has no profile folder")?;
+    let own = std::env::current_exe().context("find the running program")?;
+    // <target>/<profile>/<program>, or <target>/<profile>/deps/<test>
+    let mut profile = own.parent().context("the running program has no folder")?;
+    if profile.ends_with("deps") {
+        profile = profile.parent().context("the running test has no profile folder")?;
+    }
     let program = profile.join(name);
     anyhow::ensure!(
         program.is_file(),

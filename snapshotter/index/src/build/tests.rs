@@ -168,7 +168,7 @@ fn the_format_stays_as_it_is() {
     assert_eq!(built.index.chunks.len(), 3);
     assert_eq!(Digest::of(&built.encoded).hex(), FORMAT);
 }
-const FORMAT: &str = "f9ac37fb068fca8fefa6221abada684fa62bc50dec03a1a1a8de4b916f05bf0c";
+const FORMAT: &str = "4a6e6a831321bf752ac088daa21ca965e44f4eab573ae1f6874d109ddaa10d10";
 
 fn contents() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let content = (any::<u64>(), 0..800_000usize);

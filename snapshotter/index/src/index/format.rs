@@ -26,7 +26,7 @@ const MAX_COLUMNS: u64 = 16 << 20;
 pub(crate) const MAX_DATA_LEN: u64 = 16 << 40;
 
 /// zstd's level for the sections. Part of the index format.
-const LEVEL: i32 = 3;
+const LEVEL: i32 = 9;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
