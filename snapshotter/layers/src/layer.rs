@@ -260,6 +260,9 @@ impl Layer {
     fn ready_with(self: &Arc<Self>, open: Open) {
         let complete = open.is_local();
         self.apply(Event::Ready { complete }, Some(Arc::new(open)));
+        if !complete && self.spec().blob.len < self.shared.config.min_layer_bytes {
+            self.complete_now();
+        }
     }
 
     fn fail(self: &Arc<Self>, cause: Cause) {

@@ -24,6 +24,7 @@ pub use status::{Mode, Status};
 use crate::config::Config;
 use crate::fill::Decoders;
 use crate::fuse::buffers::Buffers;
+use crate::fuse::device::bound_idle_memory;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
 use crate::mount::{self, Mounts, error_chain};
@@ -80,6 +81,7 @@ impl Layers {
         store: &Store,
         registry: &mut Registry,
     ) -> Result<Self, mount::Error> {
+        bound_idle_memory();
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         let shared = Shared {
             mounts: Mounts::open(&config.mounts)?,

@@ -12,5 +12,5 @@ pub mod state;
 
 pub use config::{Config, FuseConfig};
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
-pub use layers::{Layers, Mode, Shown, Status};
+pub use layers::{BundleError, Layers, Mode, Shown, Status};
 pub use state::State;

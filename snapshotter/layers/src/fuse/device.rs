@@ -37,6 +37,24 @@ pub enum Error {
     Thread { source: io::Error },
 }
 
+/// From this size on, memory is taken from the kernel and given back to it, always.
+const MAPPED_BYTES: libc::c_int = 4 << 20;
+
+/// Tells the allocator to map and unmap large buffers. Each thread that takes requests has one of 16
+/// MiB, of which the kernel touches a few pages. glibc maps such buffers too, until the first is
+/// freed; then it takes them from its heaps, zeroes them by hand, and every idle mount holds 16 MiB.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "no safe wrapper of mallopt(3) is at hand")]
+pub fn bound_idle_memory() {
+    // SAFETY: mallopt sets a parameter of the allocator under the allocator's own lock.
+    if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES) } != 1 {
+        tracing::warn!("the allocator can't be tuned: idle mounts will take more memory");
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+pub fn bound_idle_memory() {}
+
 /// An open `/dev/fuse` that is mounted somewhere.
 #[derive(Debug)]
 pub struct Device {

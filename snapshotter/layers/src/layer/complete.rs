@@ -69,6 +69,17 @@ impl Layer {
         }
     }
 
+    /// Completes a layer that is too small to be worth its readers' waits.
+    pub(super) fn complete_now(self: &Arc<Self>) {
+        let layer = Arc::clone(self);
+        self.shared.runtime.spawn(async move {
+            if let Err(failure) = layer.complete().await {
+                tracing::info!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
+                    "small layer not fetched at once; its bytes come when they are read");
+            }
+        });
+    }
+
     /// Once the layer's first container has run for long enough, completes the layer.
     pub(super) fn complete_later(self: &Arc<Self>) {
         let Some(delay) = self.shared.config.background_delay else { return };
