@@ -90,13 +90,18 @@ impl Header {
             major = number(&block[329..337]).ok_or("the device's major number is malformed")?;
             minor = number(&block[337..345]).ok_or("the device's minor number is malformed")?;
         }
-        if ustar {
-            // Schilling's star keeps times at the end of the prefix.
-            let star = &block[508..512] == b"tar\0";
-            let prefix = text(if star { &block[345..476] } else { &block[345..500] });
-            if !prefix.is_empty() {
-                name = [prefix, b"/", &name].concat();
-            }
+        let star = ustar && &block[508..512] == b"tar\0";
+        // GNU headers have times where the prefix is; Go before 1.8 wrote a prefix all the same.
+        let time = |field: &[u8]| field[0] == 0 || number(field).is_some();
+        let mistaken = gnu && !(time(&block[345..357]) && time(&block[357..369]));
+        let prefix = match (ustar, star) {
+            (true, true) => text(&block[345..476]),
+            (true, false) => text(&block[345..500]),
+            _ if mistaken => Some(text(&block[345..500])).filter(|p| p.is_ascii()).unwrap_or(b""),
+            _ => b"",
+        };
+        if !prefix.is_empty() {
+            name = [prefix, b"/", &name].concat();
         }
         let typ = Type::from_flag(block[156]);
         let sparse = typ == Type::GnuSparse;

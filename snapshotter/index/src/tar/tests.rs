@@ -164,10 +164,15 @@ fn names_come_from_the_longest_form() {
     let prefix = header(b"name", b'0', "", |b| b[345..351].copy_from_slice(b"prefix"));
     assert_eq!(one(&prefix).path, b"prefix/name");
     let gnu_prefix = header(b"name", b'0', "", |b| {
-        b[345..351].copy_from_slice(b"prefix");
+        b[345..357].copy_from_slice(b"14542645555\0");
         gnu(b);
     });
     assert_eq!(one(&gnu_prefix).path, b"name");
+    let mistaken = header(b"name", b'0', "", |b| {
+        b[345..351].copy_from_slice(b"prefix");
+        gnu(b);
+    });
+    assert_eq!(one(&mistaken).path, b"prefix/name", "as Go before 1.8 wrote it");
     let long = "n".repeat(600);
     let named =
         |name: &str| [member("L", b'L', &[name.as_bytes(), b"\0"].concat()), plain("x", b'0', 0)];
