@@ -4,6 +4,7 @@
 //! Does not own: which snapshots need a layer: whoever calls [`Layers::begin`] says so with
 //! [`Layers::release`].
 
+mod batch;
 mod bundle;
 mod status;
 

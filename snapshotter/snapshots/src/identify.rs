@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use skimmer_proto::Digest;
 
 pub use containerd::Containerd;
-pub(crate) use finder::Finder;
+pub(crate) use finder::{Finder, MAX_DOCUMENT_BYTES, bind};
 pub use finder::{Found, find_origins};
-pub use image::{Image, Layer};
+pub use image::{Image, Layer, Link, links};
 pub use request::Request;
 
 /// Why a layer isn't identified. containerd then unpacks it in its own way.

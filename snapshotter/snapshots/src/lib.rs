@@ -9,6 +9,7 @@ pub mod folders;
 pub mod identify;
 pub mod idmap;
 pub mod install;
+pub mod inventory;
 pub mod layers;
 pub mod metrics;
 pub mod mounts;

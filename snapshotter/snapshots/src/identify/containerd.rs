@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
-    Info, InfoRequest, ListContentRequest, ListImagesRequest, ReadContentRequest,
+    Image, Info, InfoRequest, ListContentRequest, ListImagesRequest, ListNamespacesRequest,
+    ReadContentRequest,
 };
 use hyper_util::rt::TokioIo;
 use skimmer_proto::Digest;
@@ -49,6 +52,28 @@ impl Containerd {
     /// For calls to other services of the same containerd.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    pub async fn version(&self) -> Result<String, ContentError> {
+        let version = VersionClient::new(self.channel.clone()).version(()).await;
+        Ok(version.map_err(|error| self.failed(error))?.into_inner().version)
+    }
+
+    pub async fn namespaces(&self) -> Result<Vec<String>, ContentError> {
+        let mut client = NamespacesClient::new(self.channel.clone());
+        let reply = client.list(ListNamespacesRequest::default()).await;
+        let namespaces = reply.map_err(|error| self.failed(error))?.into_inner().namespaces;
+        Ok(namespaces.into_iter().map(|namespace| namespace.name).collect())
+    }
+
+    /// The image records of `namespace`: names, and digests of what they point at.
+    pub async fn images(&self, namespace: &str) -> Result<Vec<(String, Digest)>, ContentError> {
+        let mut client =
+            ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let request = request(namespace, ListImagesRequest { filters: Vec::new() })?;
+        let images = client.list(request).await.map_err(|error| self.failed(error))?;
+        let record = |image: Image| Some((image.name, image.target?.digest.parse().ok()?));
+        Ok(images.into_inner().images.into_iter().filter_map(record).collect())
     }
 
     fn content(&self) -> ContentClient<Channel> {
@@ -114,12 +139,8 @@ impl Content for Containerd {
     }
 
     async fn image_names(&self, namespace: &str) -> Result<Vec<String>, ContentError> {
-        let mut client =
-            ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let request = request(namespace, ListImagesRequest { filters: Vec::new() })?;
-        let images = client.list(request).await.map_err(|error| self.failed(error))?;
-        let images = images.into_inner().images.into_iter().take(MAX_IMAGES);
-        Ok(images.map(|image| image.name).collect())
+        let images = self.images(namespace).await?.into_iter().take(MAX_IMAGES);
+        Ok(images.map(|(name, _)| name).collect())
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Content, ContentError, Error, Image, Layer, Manifest, Request};
 use crate::Binding;
 
 /// containerd's own bound on manifests; configs are held to it as well.
-const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 /// Configs whose chains are remembered; all are forgotten when there are more.
 const MAX_CHAINS: usize = 1024;
 /// Images that are tried for one request.
@@ -197,7 +197,7 @@ fn host_of_folder(name: &str) -> String {
     }
 }
 
-fn bind(layer: Layer, image: &str, origins: &[Origin]) -> Option<Binding> {
+pub(crate) fn bind(layer: Layer, image: &str, origins: &[Origin]) -> Option<Binding> {
     if !layer.is_servable() {
         debug!(blob = %layer.blob, media_type = layer.media_type, image, "layer left to containerd");
         return None;

@@ -103,16 +103,21 @@ pub fn chain(config: &[u8]) -> Result<Vec<Link>, Error> {
     if diff_ids.len() > MAX_LAYERS {
         return Err(Error::TooMany(diff_ids.len()));
     }
+    let diff_ids = diff_ids.iter().map(|text| digest(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(links(&diff_ids))
+}
+
+/// The chain IDs that follow from DiffIDs, lowest first (OCI image spec, config.md).
+pub fn links(diff_ids: &[Digest]) -> Vec<Link> {
     let mut chain: Vec<Link> = Vec::with_capacity(diff_ids.len());
-    for diff_id in &diff_ids {
-        let diff_id = digest(diff_id)?;
+    for diff_id in diff_ids {
         let chain_id = match chain.last() {
-            None => diff_id,
+            None => *diff_id,
             Some(below) => Digest::of(format!("{} {diff_id}", below.chain_id).as_bytes()),
         };
-        chain.push(Link { diff_id, chain_id });
+        chain.push(Link { diff_id: *diff_id, chain_id });
     }
-    Ok(chain)
+    chain
 }
 
 impl Layer {

@@ -27,15 +27,15 @@ impl Served {
 #[async_trait]
 impl LayerStore for Served {
     fn begin(&self, layer: &Binding) {
-        self.layers.begin(spec(layer));
+        self.layers.begin(layer.clone().into());
     }
 
     async fn ready(&self, layer: &Binding) -> Result<(), LayerError> {
-        self.layers.begin(spec(layer)).ready().await.map_err(failed)
+        self.layers.begin(layer.clone().into()).ready().await.map_err(failed)
     }
 
     async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError> {
-        let mounted = self.layers.begin(spec(layer)).mount().await.map_err(failed)?;
+        let mounted = self.layers.begin(layer.clone().into()).mount().await.map_err(failed)?;
         Ok(mounted.path)
     }
 
@@ -60,12 +60,10 @@ impl LayerStore for Served {
     }
 }
 
-fn spec(layer: &Binding) -> LayerSpec {
-    LayerSpec {
-        blob: layer.blob.clone(),
-        media_type: layer.media_type.clone(),
-        diff_id: layer.diff_id,
-        image: layer.image.clone(),
+impl From<Binding> for LayerSpec {
+    fn from(layer: Binding) -> Self {
+        let Binding { blob, media_type, diff_id, image } = layer;
+        Self { blob, media_type, diff_id, image }
     }
 }
 

@@ -1,0 +1,171 @@
+//! The stages, wired: build, run, drain.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry as Metrics;
+use skimmer_cache::Cache;
+use skimmer_layers::{FuseConfig, Layers};
+use skimmer_proto::node::node_server::NodeServer;
+use skimmer_registry::Registry;
+use skimmer_snapshots::identify::{Containerd, Content};
+use skimmer_snapshots::layers::Served;
+use skimmer_snapshots::records::Stored;
+use skimmer_snapshots::{Snapshotter, service};
+use skimmer_store::Store;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::config::Config;
+use crate::http::{self, Health};
+use crate::node::Node;
+use crate::socket;
+
+/// How long requests under way may take once the daemon has been told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A daemon that is ready to serve.
+pub struct App {
+    metrics_address: String,
+    listener: UnixListener,
+    snapshotter: Snapshotter,
+    node: Node,
+    health: Arc<Health>,
+    store: Store,
+    cache: Cache,
+}
+
+impl App {
+    /// Opens everything below `config.root`. Needs no network, no containerd and no registry.
+    pub async fn build(config: &Config) -> anyhow::Result<Self> {
+        // First of all: two daemons must not share a root.
+        let listener = socket::listen(&config.snapshots.address)?;
+        let mut metrics = Metrics::with_prefix("skimmer");
+        let root = &config.root;
+        std::fs::create_dir_all(root)
+            .with_context(|| format!("create directory {} (root)", root.display()))?;
+
+        let (store, damaged) = Store::open_or_replace(&root.join("store"))?;
+        if let Some(aside) = damaged {
+            tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
+        }
+        let registry = registry(config);
+        let cache = cache(config, &registry, &mut metrics)?;
+        let layers = layers(config, cache.clone(), &store, &mut metrics)?;
+        let containerd = Arc::new(Containerd::new(&config.containerd.address));
+        let snapshotter = snapshotter(config, &store, &layers, &cache, &containerd, &mut metrics)?;
+        let node = Node { containerd, layers, registry };
+        let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
+        let metrics_address = config.metrics.address.clone();
+        Ok(Self { metrics_address, listener, snapshotter, node, health, store, cache })
+    }
+
+    /// Serves until `stopped`, then finishes what is under way and unmounts.
+    pub async fn run(self, stopped: impl Future<Output = ()>) -> anyhow::Result<()> {
+        if !self.metrics_address.is_empty() {
+            tokio::spawn(http::serve(&self.metrics_address, Arc::clone(&self.health)).await?);
+        }
+        let sweeper = self.snapshotter.clone();
+        tokio::spawn(async move { sweeper.sweep_forever().await });
+
+        let stop = CancellationToken::new();
+        let server = Server::builder()
+            .add_service(service(self.snapshotter.clone()))
+            .add_service(NodeServer::new(self.node.clone()))
+            .serve_with_incoming_shutdown(
+                UnixListenerStream::new(self.listener),
+                stop.clone().cancelled_owned(),
+            );
+        let mut server = tokio::spawn(server);
+        self.health.ready.store(true, Ordering::Release);
+        tokio::select! {
+            () = stopped => {}
+            ended = &mut server => {
+                ended.context("the server ended")?.context("serve snapshots.address")?;
+                anyhow::bail!("the server ended by itself");
+            }
+        }
+        tracing::info!("stopping");
+        self.health.ready.store(false, Ordering::Release);
+        stop.cancel();
+        if tokio::time::timeout(DRAIN, server).await.is_err() {
+            tracing::warn!(after_s = DRAIN.as_secs(), "requests under way were cut off");
+        }
+        let layers = self.node.layers.clone();
+        tokio::task::spawn_blocking(move || layers.drain()).await.context("unmount layers")?;
+        self.cache.drain().await.context("record what the cache has")?;
+        self.store.flush().context("flush the metadata")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn registry(config: &Config) -> Registry {
+    Registry::new(skimmer_registry::Config {
+        config_path: Some(config.registry.config_path.clone()),
+        docker_config: Some(config.registry.docker_config.clone()),
+        deadline: config.fetch.deadline,
+        ..skimmer_registry::Config::default()
+    })
+}
+
+fn cache(config: &Config, registry: &Registry, metrics: &mut Metrics) -> anyhow::Result<Cache> {
+    let quota = config.cache.quota_bytes;
+    let settings = skimmer_cache::Config {
+        quota_bytes: (quota > 0).then_some(quota),
+        deadline: config.fetch.deadline,
+        connections_per_blob: config.fetch.connections,
+        ..skimmer_cache::Config::new(config.root.join("cache"))
+    };
+    Ok(Cache::open(settings, Arc::new(registry.clone()), metrics)?)
+}
+
+fn layers(
+    config: &Config,
+    cache: Cache,
+    store: &Store,
+    metrics: &mut Metrics,
+) -> anyhow::Result<Layers> {
+    let settings = skimmer_layers::Config {
+        min_layer_bytes: config.index.min_layer_bytes,
+        background_delay: config.background.enabled.then_some(config.background.delay),
+        deadline: config.fetch.deadline,
+        fuse: FuseConfig {
+            threads: config.fuse.threads,
+            read_ahead_kib: config.fuse.read_ahead_kib,
+            max_background: config.fuse.max_background,
+            max_waiting: config.fuse.max_faults,
+        },
+        ..skimmer_layers::Config::new(config.root.join("snapshots/m"))
+    };
+    Ok(Layers::open(settings, cache, store, metrics)?)
+}
+
+fn snapshotter(
+    config: &Config,
+    store: &Store,
+    layers: &Layers,
+    cache: &Cache,
+    containerd: &Arc<Containerd>,
+    metrics: &mut Metrics,
+) -> anyhow::Result<Snapshotter> {
+    let settings = skimmer_snapshots::Config {
+        root: config.root.join("snapshots"),
+        prepare_wait: config.snapshots.prepare_wait,
+        deadline: config.fetch.deadline,
+        remap_ids: true,
+        registry_config: Some(config.registry.config_path.clone()),
+    };
+    let (snapshotter, _) = Snapshotter::open(
+        settings,
+        Arc::new(Stored::new(store)),
+        Arc::new(Served::new(layers.clone(), cache.clone())),
+        Arc::clone(containerd) as Arc<dyn Content>,
+        metrics,
+    )?;
+    Ok(snapshotter)
+}

@@ -1,0 +1,196 @@
+//! The node API (`proto/skimmer/node.proto`): requests in, the stages asked, answers out.
+//!
+//! Owns: nothing but handles of the stages.
+//! Does not own: any decision about layers, images or containerd.
+
+mod check;
+mod convert;
+mod follow;
+mod images;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use skimmer_layers::Layers;
+use skimmer_proto::node::node_server;
+use skimmer_proto::node::{
+    BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest,
+    ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, Progress, PullRequest,
+    ShowIndexRequest, ShowIndexResponse,
+};
+use skimmer_proto::{Digest, Reference};
+use skimmer_registry::{Platform, Registry};
+use skimmer_snapshots::identify::Containerd;
+use skimmer_snapshots::install::{Target, install};
+use tokio_stream::StreamExt;
+use tonic::{Request, Response, Status, Streaming};
+
+use follow::{Work, follow};
+
+/// Bytes of an index in one message.
+const MESSAGE_LEN: usize = 1 << 20;
+/// Largest index bundle that is taken in.
+const BUNDLE_LEN: usize = 1 << 30;
+
+#[derive(Clone)]
+pub struct Node {
+    pub containerd: Arc<Containerd>,
+    pub layers: Layers,
+    pub registry: Registry,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl node_server::Node for Node {
+    type PullStream = Answers<Progress>;
+    type FetchStream = Answers<Progress>;
+    type BuildIndexStream = Answers<Progress>;
+    type ExportIndexStream = Answers<IndexBytes>;
+
+    async fn images(
+        &self,
+        request: Request<ImagesRequest>,
+    ) -> Result<Response<ImagesResponse>, Status> {
+        let ImagesRequest { namespace, image } = request.into_inner();
+        let found = images::find(&self.containerd, &namespace, &image).await?;
+        let images = found.into_iter().map(|i| convert::image(&self.layers, i)).collect();
+        Ok(Response::new(ImagesResponse { images }))
+    }
+
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        let request = request.into_inner();
+        let (reference, platform) = parse(&request.reference, &request.platform)?;
+        let target = Target {
+            containerd: self.containerd.channel(),
+            namespace: non_empty(request.namespace, "default"),
+            snapshotter: non_empty(request.snapshotter, "skimmer"),
+        };
+        let resolved = self.registry.resolve(&reference, platform.as_ref()).await;
+        let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
+        let content = convert::content(reference, resolved);
+        let specs = convert::specs(&content);
+        let work: Work = Box::pin(async move {
+            install(&target, &content).await.map_err(|error| convert::install_status(&error))
+        });
+        Ok(Response::new(follow(self.layers.clone(), specs, work)))
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let FetchRequest { image, namespace } = request.into_inner();
+        if image.is_empty() {
+            return Err(Status::invalid_argument("fetch needs the name of an image"));
+        }
+        let image = images::find_one(&self.containerd, &namespace, &image).await?;
+        let (layers, specs) = (self.layers.clone(), image.layers.clone());
+        let work: Work = Box::pin(async move {
+            let completed = layers.complete(specs).await;
+            completed.map_err(|failure| convert::layer_status(&failure))
+        });
+        Ok(Response::new(follow(self.layers.clone(), image, work)))
+    }
+
+    async fn build_index(
+        &self,
+        request: Request<BuildIndexRequest>,
+    ) -> Result<Response<Self::BuildIndexStream>, Status> {
+        let request = request.into_inner();
+        let (reference, platform) = parse(&request.reference, &request.platform)?;
+        let resolved = self.registry.resolve(&reference, platform.as_ref()).await;
+        let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
+        let image = convert::specs(&convert::content(reference, resolved));
+        let layers = self.layers.clone();
+        let specs = image.layers.clone();
+        let work: Work = Box::pin(async move {
+            let built = layers.build(specs).await;
+            built.map_err(|failure| convert::layer_status(&failure))
+        });
+        Ok(Response::new(follow(self.layers.clone(), image, work)))
+    }
+
+    async fn show_index(
+        &self,
+        request: Request<ShowIndexRequest>,
+    ) -> Result<Response<ShowIndexResponse>, Status> {
+        let digest = digest(&request.into_inner().layer)?;
+        let layers = self.layers.clone();
+        let shown = blocking(move || layers.show(digest)).await?;
+        let shown = shown.map_err(|error| convert::bundle_status(&error))?;
+        Ok(Response::new(convert::shown(digest, &shown)))
+    }
+
+    async fn export_index(
+        &self,
+        request: Request<ExportIndexRequest>,
+    ) -> Result<Response<Self::ExportIndexStream>, Status> {
+        let digest = digest(&request.into_inner().layer)?;
+        let layers = self.layers.clone();
+        let bundle = blocking(move || layers.export(digest)).await?;
+        let bundle = bundle.map_err(|error| convert::bundle_status(&error))?;
+        let messages: Vec<_> =
+            bundle.chunks(MESSAGE_LEN).map(|part| Ok(IndexBytes { data: part.to_vec() })).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
+    }
+
+    async fn import_index(
+        &self,
+        request: Request<Streaming<IndexBytes>>,
+    ) -> Result<Response<ImportIndexResponse>, Status> {
+        let mut messages = request.into_inner();
+        let mut bundle = Vec::new();
+        while let Some(message) = messages.next().await.transpose()? {
+            if bundle.len() + message.data.len() > BUNDLE_LEN {
+                return Err(Status::invalid_argument("the exported index is larger than 1 GiB"));
+            }
+            bundle.extend_from_slice(&message.data);
+        }
+        let layer = self.layers.import(bundle).await;
+        let layer = layer.map_err(|error| convert::bundle_status(&error))?;
+        Ok(Response::new(ImportIndexResponse { layer: layer.to_string() }))
+    }
+
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let registry = request.into_inner().registry;
+        let mut checks = vec![check::daemon(), check::containerd(&self.containerd).await];
+        if !registry.is_empty() {
+            checks.extend(check::registry(&self.registry, &registry).await);
+        }
+        Ok(Response::new(CheckResponse { checks }))
+    }
+}
+
+fn parse(reference: &str, platform: &str) -> Result<(Reference, Option<Platform>), Status> {
+    let invalid = |error: &dyn std::error::Error| Status::invalid_argument(convert::words(error));
+    let reference = reference.parse().map_err(|error| invalid(&error))?;
+    let platform = match platform {
+        "" => None,
+        text => Some(text.parse().map_err(|error| invalid(&error))?),
+    };
+    Ok((reference, platform))
+}
+
+fn digest(text: &str) -> Result<Digest, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(convert::words(&error)))
+}
+
+fn non_empty(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+/// `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| Status::internal("the request was interrupted"))
+}

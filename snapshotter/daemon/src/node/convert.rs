@@ -1,0 +1,200 @@
+//! Domain values to messages, errors to statuses. Nothing behind this module knows protobuf.
+
+use std::error::Error;
+
+use skimmer_cache::{Blame, BlobKind, BlobRef, Class, Origin};
+use skimmer_index::codec::Compression;
+use skimmer_layers::{BundleError, Failure, LayerSpec, Layers, Mode, Shown, Status as LayerStatus};
+use skimmer_proto::node::{self, FetchedBytes, Progress, ShowIndexResponse};
+use skimmer_proto::{Digest, Reference};
+use skimmer_registry::Resolved;
+use skimmer_snapshots::install::{self, Document, ImageContent, LayerDescriptor};
+use tonic::Status;
+
+use super::images::Image;
+
+/// An error and its causes, on one line.
+pub fn words(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+pub fn registry_status(reference: &Reference, error: &skimmer_registry::Error) -> Status {
+    let text = format!("resolve {reference}: {}", words(error));
+    match error.blame() {
+        Blame::Refused => Status::permission_denied(text),
+        Blame::Local => Status::failed_precondition(text),
+        Blame::Registry => Status::unavailable(text),
+    }
+}
+
+pub fn layer_status(failure: &Failure) -> Status {
+    Status::aborted(words(&**failure))
+}
+
+pub fn install_status(error: &install::Error) -> Status {
+    match error {
+        // gRPC's own words for a status are noise; its message says it all.
+        install::Error::Containerd { source, .. } => {
+            Status::new(source.code(), format!("{error}: {}", source.message()))
+        }
+        other => Status::failed_precondition(words(other)),
+    }
+}
+
+pub fn bundle_status(error: &BundleError) -> Status {
+    let text = words(error);
+    match error {
+        BundleError::None(_) => Status::not_found(text),
+        BundleError::InUse(_) => Status::failed_precondition(text),
+        BundleError::Layer { .. } => Status::internal(text),
+        _ => Status::invalid_argument(text),
+    }
+}
+
+/// What the registry said, as containerd is to hear it.
+pub fn content(reference: Reference, resolved: Resolved) -> ImageContent {
+    let single = resolved.top == resolved.manifest;
+    let chain = std::iter::once(resolved.top).chain(resolved.between);
+    let mut manifests: Vec<Document> = chain.map(document).collect();
+    if !single {
+        manifests.push(document(resolved.manifest));
+    }
+    let layers = resolved.layers.into_iter().map(|d| LayerDescriptor {
+        media_type: d.media_type,
+        digest: d.digest,
+        size: d.size,
+    });
+    ImageContent {
+        reference,
+        manifests,
+        config: document(resolved.config),
+        diff_ids: resolved.diff_ids,
+        layers: layers.collect(),
+    }
+}
+
+fn document(document: skimmer_registry::Document) -> Document {
+    Document {
+        media_type: document.descriptor.media_type,
+        digest: document.descriptor.digest,
+        bytes: document.bytes.into(),
+    }
+}
+
+/// The layers of an image that containerd needn't know yet.
+pub fn specs(content: &ImageContent) -> Image {
+    let name = content.reference.to_string();
+    let origin = Origin {
+        host: content.reference.host.clone(),
+        repository: content.reference.repository.clone(),
+    };
+    let layers = content.layers.iter().zip(&content.diff_ids).map(|(layer, diff_id)| LayerSpec {
+        blob: BlobRef {
+            digest: layer.digest,
+            len: layer.size,
+            kind: BlobKind::Blob,
+            origins: vec![origin.clone()],
+        },
+        media_type: layer.media_type.clone(),
+        diff_id: *diff_id,
+        image: name.clone(),
+    });
+    Image {
+        namespace: String::new(),
+        digest: content.manifests.last().map(|m| m.digest.to_string()).unwrap_or_default(),
+        layers: layers.collect(),
+        name,
+    }
+}
+
+pub fn progress(layers: &Layers, image: &Image, phase: &str) -> Progress {
+    Progress {
+        phase: phase.to_owned(),
+        image: image.name.clone(),
+        digest: image.digest.clone(),
+        layers: image.layers.iter().map(|spec| layer(layers, spec)).collect(),
+    }
+}
+
+pub fn image(layers: &Layers, image: Image) -> node::Image {
+    node::Image {
+        layers: image.layers.iter().map(|spec| layer(layers, spec)).collect(),
+        namespace: image.namespace,
+        name: image.name,
+        digest: image.digest,
+    }
+}
+
+fn layer(layers: &Layers, spec: &LayerSpec) -> node::Layer {
+    match layers.status(spec) {
+        Ok(status) => described(status),
+        Err(cause) => node::Layer {
+            digest: spec.blob.digest.to_string(),
+            diff_id: spec.diff_id.to_string(),
+            media_type: spec.media_type.clone(),
+            size: spec.blob.len,
+            mode: node::Mode::Failed.into(),
+            error: words(&cause),
+            ..node::Layer::default()
+        },
+    }
+}
+
+fn described(status: LayerStatus) -> node::Layer {
+    let mode = match status.mode {
+        Mode::Absent => node::Mode::Absent,
+        Mode::PullThrough => node::Mode::PullThrough,
+        Mode::Lazy => node::Mode::Lazy,
+        Mode::Local => node::Mode::Local,
+        Mode::Failed => node::Mode::Failed,
+    };
+    let mut fetched = FetchedBytes::default();
+    for (class, bytes) in Class::ALL.into_iter().zip(status.fetched) {
+        match class {
+            Class::Fault => fetched.fault = bytes,
+            Class::PullThrough => fetched.pull_through = bytes,
+            Class::Background => fetched.background = bytes,
+        }
+    }
+    node::Layer {
+        digest: status.digest.to_string(),
+        diff_id: status.diff_id.to_string(),
+        media_type: status.media_type,
+        size: status.size,
+        mode: mode.into(),
+        data_bytes: status.data_bytes,
+        data_bytes_present: status.data_bytes_present,
+        blob_bytes_present: status.blob_bytes_present,
+        fetched: Some(fetched),
+        index_bytes: status.index_bytes,
+        error: status.error.unwrap_or_default(),
+    }
+}
+
+pub fn shown(layer: Digest, shown: &Shown) -> ShowIndexResponse {
+    let compression = match shown.index.compression {
+        Compression::Stored => "none",
+        Compression::Gzip => "gzip",
+        Compression::Zstd => "zstd",
+    };
+    ShowIndexResponse {
+        layer: layer.to_string(),
+        diff_id: shown.table.diff_id.to_string(),
+        index_digest: shown.table.index.to_string(),
+        index_bytes: shown.encoded.len() as u64,
+        piece_table_bytes: shown.table.encode().len() as u64,
+        blob_bytes: shown.table.geometry.blob_len(),
+        data_bytes: shown.index.data_len,
+        inodes: shown.inodes,
+        chunks: shown.index.chunks.len() as u64,
+        pieces: shown.table.geometry.pieces().into(),
+        compression: compression.to_owned(),
+    }
+}

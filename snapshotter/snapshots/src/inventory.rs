@@ -1,0 +1,115 @@
+//! containerd's images, down to their layers.
+
+use serde::Deserialize;
+use skimmer_proto::{Digest, Reference};
+use tracing::debug;
+
+use crate::Binding;
+use crate::identify::{
+    self, Containerd, Content, ContentError, MAX_DOCUMENT_BYTES, bind, find_origins,
+};
+
+/// An image record of containerd, with the layers of the platform that containerd has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    pub namespace: String,
+    pub name: String,
+    /// Digest of the platform's manifest.
+    pub manifest: Digest,
+    /// Lowest first; those that aren't tars are left out.
+    pub layers: Vec<Binding>,
+}
+
+#[derive(Deserialize)]
+struct IndexText {
+    #[serde(default)]
+    manifests: Vec<EntryText>,
+}
+
+#[derive(Deserialize)]
+struct EntryText {
+    digest: String,
+}
+
+/// The images of `namespace`, or of every namespace if it is empty. An image whose manifest isn't
+/// there, or can't be read, is left out.
+pub async fn images(
+    containerd: &Containerd,
+    namespace: &str,
+) -> Result<Vec<Installed>, ContentError> {
+    let namespaces = match namespace {
+        "" => containerd.namespaces().await?,
+        one => vec![one.to_owned()],
+    };
+    let mut found = Vec::new();
+    for namespace in namespaces {
+        for (name, target) in containerd.images(&namespace).await? {
+            match installed(containerd, &namespace, &name, &target).await {
+                Ok(image) => found.extend(image),
+                Err(error) => {
+                    let reason = &error as &dyn std::error::Error;
+                    debug!(namespace, image = name, reason, "image left out");
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn installed(
+    containerd: &Containerd,
+    namespace: &str,
+    name: &str,
+    target: &Digest,
+) -> Result<Option<Installed>, identify::Error> {
+    let read = async |digest: &Digest| {
+        let bytes = containerd.read(namespace, digest, MAX_DOCUMENT_BYTES).await;
+        bytes.map_err(|source| identify::Error::Content { what: digest.to_string(), source })
+    };
+    let mut document = read(target).await?;
+    let mut manifest = containerd.manifest(namespace, target).await.unwrap_or_default();
+    if manifest.is_none() {
+        // An index: of its manifests, containerd has the one for this platform.
+        for child in children(&document) {
+            manifest = containerd.manifest(namespace, &child).await.unwrap_or_default();
+            if manifest.is_some() {
+                document = read(&child).await?;
+                break;
+            }
+        }
+    }
+    let Some(manifest) = manifest else { return Ok(None) };
+    let config = read(&manifest.config).await?;
+    let image = identify::Image::new(&document, &config)
+        .map_err(|source| identify::Error::Image { image: name.to_owned(), source })?;
+    let reference: Option<Reference> = name.parse().ok();
+    let origins = find_origins(reference.as_ref(), &manifest.sources, &[]);
+    let layers = image.layers.into_iter().filter_map(|layer| bind(layer, name, &origins));
+    Ok(Some(Installed {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        manifest: manifest.digest,
+        layers: layers.collect(),
+    }))
+}
+
+/// The digests in an image index; none in anything else.
+fn children(document: &[u8]) -> Vec<Digest> {
+    let index: IndexText =
+        serde_json::from_slice(document).unwrap_or(IndexText { manifests: Vec::new() });
+    index.manifests.iter().filter_map(|entry| entry.digest.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_children_of_an_index_only() {
+        let digest = Digest::of(b"manifest");
+        let index = format!(r#"{{"manifests":[{{"digest":"{digest}"}},{{"digest":"md5:1"}}]}}"#);
+        assert_eq!(children(index.as_bytes()), [digest]);
+        assert!(children(br#"{"layers":[]}"#).is_empty());
+        assert!(children(b"not json").is_empty());
+    }
+}
