@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use crate::config::FuseConfig;
@@ -122,11 +123,14 @@ impl Mount {
         }
         let failed = |source| Error::Unmount { path: self.path.clone(), source };
         match umount2(&self.path, MntFlags::MNT_DETACH) {
-            // EINVAL: somebody else unmounted it.
-            Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
+            // Somebody else unmounted it, or removed the mount point too.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(errno) => return Err(failed(errno.into())),
         }
-        fs::remove_dir(&self.path).map_err(failed)
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -38,6 +38,9 @@ pub trait Content: Send + Sync + 'static {
     /// A read of file `inode` got EIO.
     fn failed(&self, inode: Nid, error: &(dyn std::error::Error + 'static));
 
+    /// The kernel asked for bytes of a file.
+    fn asked(&self);
+
     /// A read had to wait.
     fn waited(&self, time: Duration);
 }
@@ -72,6 +75,7 @@ impl<C: Content> Reader<C> {
 
     /// Answers a read of up to `size` bytes of a regular file.
     pub fn read(self: &Arc<Self>, inode: &Inode, offset: u64, size: u32, reply: ReplyData) {
+        self.content.asked();
         let end = offset.saturating_add(u64::from(size)).min(inode.size);
         if offset >= end {
             return reply.data(&[]);

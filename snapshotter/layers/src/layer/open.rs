@@ -272,6 +272,10 @@ impl Content for LayerContent {
         }
     }
 
+    fn asked(&self) {
+        self.metrics.reads.inc();
+    }
+
     fn waited(&self, time: Duration) {
         self.metrics.waited(time);
     }

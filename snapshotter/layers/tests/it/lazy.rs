@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use skimmer_layers::mount::Mounts;
 use skimmer_layers::{Mode, State};
 
 use crate::node::{Node, is_mounted, noise, read, tar};
@@ -111,6 +112,17 @@ async fn everything_is_unmounted_when_the_owner_goes() {
     drop(layers);
     assert!(!is_mounted(&path));
     drop(directory);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_predecessor_left_mounted_goes_at_the_start() {
+    let (node, spec) = with_index(&[("file", noise(1000, 7))]).await;
+    let path = node.layers.begin(spec).mount().await.unwrap().path;
+    std::fs::create_dir(node.mounts().join("not-ours")).unwrap();
+    let mounts = node.mounts();
+    tokio::task::spawn_blocking(move || Mounts::open(&mounts).unwrap()).await.unwrap();
+    assert!(!is_mounted(&path) && !path.exists());
+    assert!(node.mounts().join("not-ours").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
