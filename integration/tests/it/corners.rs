@@ -318,11 +318,14 @@ fn base_256() -> Tar {
         .entry(Header { mtime: 1 << 32, gnu: true, ..Header::new("after-2106", b'0') }, b"a")
 }
 
+/// A sparse file: its name, its length, and its data at offsets.
+type Sparse<'a> = (&'a str, usize, &'a [(u64, &'a [u8])]);
+
 /// GNU's own sparse files, which umoci doesn't know.
 fn sparse_gnu() -> Corner {
     let piece = noise(9, 700);
     let many: Vec<(u64, &[u8])> = (0..60).map(|n| (n * 10_000 + 3, &piece[..])).collect();
-    let files: [(&str, usize, &[(u64, &[u8])]); 4] = [
+    let files: [Sparse<'_>; 4] = [
         ("few", 100_000, &[(0, b"start"), (50_000, b"middle"), (99_997, b"end")]),
         ("many", 600_000, &many),
         ("only-hole", 1 << 20, &[(1 << 20, b"")]),

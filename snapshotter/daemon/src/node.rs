@@ -170,7 +170,8 @@ impl node_server::Node for Node {
 }
 
 fn parse(reference: &str, platform: &str) -> Result<(Reference, Option<Platform>), Status> {
-    let invalid = |error: &dyn std::error::Error| Status::invalid_argument(convert::words(error));
+    let invalid =
+        |error: &(dyn std::error::Error + 'static)| Status::invalid_argument(convert::words(error));
     let reference = reference.parse().map_err(|error| invalid(&error))?;
     let platform = match platform {
         "" => None,

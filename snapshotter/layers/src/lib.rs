@@ -13,4 +13,5 @@ pub mod state;
 pub use config::{Config, FuseConfig};
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
 pub use layers::{BundleError, Layers, Mode, Shown, Status};
+pub use mount::error_chain;
 pub use state::State;

@@ -1,9 +1,8 @@
 //! Domain values to messages, errors to statuses. Nothing behind this module knows protobuf.
 
-use std::error::Error;
-
 use skimmer_cache::{Blame, BlobKind, BlobRef, Class, Origin};
 use skimmer_index::codec::Compression;
+pub use skimmer_layers::error_chain as words;
 use skimmer_layers::{BundleError, Failure, LayerSpec, Layers, Mode, Shown, Status as LayerStatus};
 use skimmer_proto::node::{self, FetchedBytes, Progress, ShowIndexResponse};
 use skimmer_proto::{Digest, Reference};
@@ -12,18 +11,6 @@ use skimmer_snapshots::install::{self, Document, ImageContent, LayerDescriptor};
 use tonic::Status;
 
 use super::images::Image;
-
-/// An error and its causes, on one line.
-pub fn words(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
 
 pub fn registry_status(reference: &Reference, error: &skimmer_registry::Error) -> Status {
     let text = format!("resolve {reference}: {}", words(error));

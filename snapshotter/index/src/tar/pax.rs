@@ -50,7 +50,6 @@ impl Records {
 }
 
 /// The first record: key, value and what follows it.
-#[expect(clippy::type_complexity, reason = "three slices of one input")]
 fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
     let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or("a record has no length")?;
     let len = unsigned(&bytes[..space]).ok_or("a record's length is not a number")?;

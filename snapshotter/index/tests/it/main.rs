@@ -4,6 +4,8 @@
 //! Needs root, GNU tar, getfattr, and the programs of `integration/tools/erofs-utils`, in PATH or in
 //! `SKIMMER_EROFS_UTILS`. What is missing is said and skipped, unless `SKIMMER_REQUIRE_TOOLS=1`.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
 mod archive;
 mod listing;
 mod mounts;
