@@ -37,29 +37,40 @@ struct Record {
     layers: Vec<(String, String)>,
 }
 
-/// Debian, Python, numpy, scipy and pandas in six gzip layers, more than 300 MB uncompressed; runs [`COMMAND`].
+/// Debian, Python and numpy in six gzip layers, more than 300 MB uncompressed; runs [`COMMAND`].
 ///
 /// The first call takes minutes.
 pub fn numpy(folder: &Path) -> anyhow::Result<Image> {
-    let layers =
-        cached("layers-v2", "python3-numpy,python3-scipy,python3-pandas", |root, into| {
+    let layers = cached(
+        "layers-v5",
+        &["--include=python3-numpy,locales,curl,ca-certificates"],
+        |root, into| {
             let lists = split(root)?;
             lists.iter().enumerate().map(|(number, list)| pack(root, list, into, number)).collect()
-        })?;
+        },
+    )?;
     plan("debian/numpy", layers).build(folder)
 }
 
 /// Debian, Python, numpy and LLVM in a single gzip layer of more than 1 GB uncompressed, [`LARGE_FILE`] included.
 pub fn single_layer(folder: &Path) -> anyhow::Result<Image> {
-    let layers = cached("single-v1", "python3-numpy,llvm-14-dev", |root, into| {
-        std::fs::create_dir_all(root.join("opt"))?;
-        let mut call = Command::new("tar");
-        call.arg("--create").arg("--directory").arg(root).arg("--file").arg(root.join(LARGE_FILE));
-        command::output_of(call.arg("usr/lib"), Duration::from_secs(600))
-            .context("make the large file")?;
-        let all = root_entries(root)?;
-        Ok(vec![pack(root, &all, into, 0)?])
-    })?;
+    let layers = cached(
+        "single-v1",
+        &["--variant=minbase", "--include=python3-numpy,llvm-14-dev"],
+        |root, into| {
+            std::fs::create_dir_all(root.join("opt"))?;
+            let mut call = Command::new("tar");
+            call.arg("--create")
+                .arg("--directory")
+                .arg(root)
+                .arg("--file")
+                .arg(root.join(LARGE_FILE));
+            command::output_of(call.arg("usr/lib"), Duration::from_secs(600))
+                .context("make the large file")?;
+            let all = root_entries(root)?;
+            Ok(vec![pack(root, &all, into, 0)?])
+        },
+    )?;
     plan("debian/single", layers).build(folder)
 }
 
@@ -111,11 +122,11 @@ fn plan(name: &str, layers: Vec<Layer>) -> Plan {
     plan
 }
 
-/// The layers that `make` makes of Debian's root file system with `packages`, from the cache if they are there.
+/// The layers that `make` makes of what debootstrap makes with `options`, from the cache if they are there.
 /// `edition` changes whenever what is made changes.
 fn cached(
     edition: &str,
-    packages: &str,
+    options: &[&str],
     make: impl FnOnce(&Path, &Path) -> anyhow::Result<Vec<Layer>>,
 ) -> anyhow::Result<Vec<Layer>> {
     let folder = tools::cache().join("images").join(format!("debian-{edition}"));
@@ -124,7 +135,7 @@ fn cached(
         let building =
             tools::cache().join("images").join(format!(".debian-{edition}-{}", std::process::id()));
         std::fs::create_dir_all(&building)?;
-        let root = debootstrap(&building, packages)?;
+        let root = debootstrap(&building, options)?;
         let layers = make(&root, &building)?;
         command::run("rm", ["-rf".as_ref(), root.as_os_str()])?;
         let layers =
@@ -149,13 +160,12 @@ fn cached(
     record.layers.iter().map(load).collect()
 }
 
-/// Debian's root file system with `packages` below `folder`, from this machine's own mirror.
-fn debootstrap(folder: &Path, packages: &str) -> anyhow::Result<PathBuf> {
+/// Debian's root file system below `folder`, from this machine's own mirror.
+fn debootstrap(folder: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
     let root = folder.join("root");
     let mirror = tools::script("debian-mirror")?.first().context("no Debian mirror")?.clone();
     let mut call = Command::new("debootstrap");
-    call.args(["--variant=minbase", &format!("--include={packages}"), "bookworm"]);
-    call.arg(&root).arg(mirror);
+    call.args(options).arg("bookworm").arg(&root).arg(mirror);
     command::output_of(&mut call, Duration::from_secs(1800)).context("debootstrap")?;
     for folder in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         command::run(

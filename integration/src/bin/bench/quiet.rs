@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const TOLERATED: f64 = 0.2;
 
 /// How long it is worth waiting for others to finish.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Waits until the machine is idle; says whether it became so.
 pub fn wait() -> bool {
