@@ -11,6 +11,7 @@
 
 mod complete;
 mod error;
+mod implicit;
 mod open;
 
 use std::path::PathBuf;

@@ -61,7 +61,9 @@ fn code(error: &Error) -> Code {
             LayerBlame::Source => Code::Unavailable,
             LayerBlame::Local => Code::Internal,
         },
-        Error::Records(_) | Error::Folders(_) | Error::Job(_) => Code::Internal,
+        Error::Records(_) | Error::Folders(_) | Error::Cover { .. } | Error::Job(_) => {
+            Code::Internal
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Under the root (`<root>/snapshots`):
 //! - `<id>/record`: the [`Snapshot`] in JSON; `<id>/fs`: its content; `<id>/work`: overlayfs's own;
-//!   a snapshot whose content is a layer has only the record;
+//!   a snapshot whose content is a layer has the record and, in `fs`, the layer's
+//!   [cover](crate::implicit), empty if it needs none; `<id>/fs.new`: a cover being made;
 //! - `new/<id>`: being made; `removed/<id>`: to be deleted; `m/`: the mounts of layers.
 //!
 //! Owns: these folders, except `m/`.
@@ -11,6 +12,7 @@
 //! Invariants:
 //! - A folder appears under its id whole, its record first.
 //! - The record in a folder is written before the database's.
+//! - A cover appears whole, and doesn't change.
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,17 @@ pub enum Error {
     Delete { path: PathBuf, source: io::Error },
     #[error("measure folder {path}")]
     Measure { path: PathBuf, source: io::Error },
+}
+
+/// Whether a layer's [cover](crate::implicit) is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Covered {
+    /// Nobody has looked yet what it needs.
+    Unknown,
+    /// It needs none.
+    Bare,
+    /// To be stacked above the layer.
+    By(PathBuf),
 }
 
 pub struct Folders {
@@ -109,6 +122,35 @@ impl Folders {
         rename(&new, &self.folder(snapshot.id))?;
         let synced = File::open(&self.root).and_then(|root| root.sync_all());
         synced.map_err(|source| Error::Make { path: self.folder(snapshot.id), source })
+    }
+
+    /// What there is of the cover of snapshot `id`, whose content is a layer.
+    pub fn covered(&self, id: u64) -> Result<Covered, Error> {
+        let path = self.content(id);
+        match fs::read_dir(&path).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => Ok(Covered::By(path)),
+            Ok(false) => Ok(Covered::Bare),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Covered::Unknown),
+            Err(source) => Err(Error::List { path, source }),
+        }
+    }
+
+    /// An empty folder to make the cover of snapshot `id` in. One caller at a time.
+    pub fn new_cover(&self, id: u64) -> Result<PathBuf, Error> {
+        let path = self.folder(id).join("fs.new");
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => {
+                removed.map_err(|source| Error::Delete { path: path.clone(), source })?;
+            }
+        }
+        make(&path, 0o755)?;
+        Ok(path)
+    }
+
+    /// Puts the cover made in [`Folders::new_cover`] in its place.
+    pub fn keep_cover(&self, id: u64) -> Result<(), Error> {
+        rename(&self.folder(id).join("fs.new"), &self.content(id))
     }
 
     /// Replaces the record in the snapshot's folder.

@@ -8,6 +8,7 @@ pub mod filter;
 pub mod folders;
 pub mod identify;
 pub mod idmap;
+pub mod implicit;
 pub mod install;
 pub mod inventory;
 pub mod layers;

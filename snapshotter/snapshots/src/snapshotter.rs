@@ -10,6 +10,7 @@
 
 mod adopt;
 mod begun;
+mod cover;
 mod create;
 mod list;
 mod rebuild;
@@ -31,7 +32,7 @@ use crate::identify::{Content, Finder};
 use crate::layers::{LayerError, LayerStore};
 use crate::metrics::Metrics;
 use crate::records::{self, Change, Records};
-use crate::{Kind, Labels, Snapshot, Usage, filter, idmap};
+use crate::{Kind, Labels, Snapshot, Usage, filter, idmap, implicit};
 
 use begun::{Begun, GRACE};
 pub use create::Prepared;
@@ -71,6 +72,8 @@ pub enum Error {
          snapshots.prepare_wait or fetch.deadline"
     )]
     Pending { blob: String, image: String, waited: Duration },
+    #[error("find out the metadata of directories that layer {blob} of image {image} leaves out")]
+    Cover { blob: String, image: String, source: implicit::Error },
     #[error("the operation was cut short")]
     Job(#[source] tokio::task::JoinError),
 }
@@ -91,6 +94,8 @@ struct Inner {
     unused: Mutex<BTreeSet<Digest>>,
     /// Held while snapshots change.
     change: Mutex<()>,
+    /// Held while a cover is made.
+    covering: Mutex<()>,
     /// Told when there is something to clean up.
     discarded: Notify,
 }
@@ -118,6 +123,7 @@ impl Snapshotter {
             begun: Begun::default(),
             unused: Mutex::default(),
             change: Mutex::new(()),
+            covering: Mutex::new(()),
             discarded: Notify::new(),
         };
         Ok((Self(Arc::new(inner)), rebuilt))
@@ -287,6 +293,10 @@ impl Inner {
 impl Error {
     fn layer(layer: &crate::Binding, source: LayerError) -> Self {
         Self::Layer { blob: layer.blob.digest.to_string(), image: layer.image.clone(), source }
+    }
+
+    fn cover(layer: &crate::Binding, source: implicit::Error) -> Self {
+        Self::Cover { blob: layer.blob.digest.to_string(), image: layer.image.clone(), source }
     }
 
     fn pending(layer: &crate::Binding, waited: Duration) -> Self {

@@ -32,7 +32,7 @@ pub struct Open {
     pub fill: Arc<Fill>,
     /// Length of the encoded index.
     pub index_bytes: u64,
-    inodes: Arc<Inodes<Mmap>>,
+    pub inodes: Arc<Inodes<Mmap>>,
     files: Arc<LayerFiles>,
     /// Whether SHA-256 and DiffID of the whole have been matched on this node.
     proved: bool,

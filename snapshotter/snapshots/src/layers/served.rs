@@ -1,5 +1,8 @@
 //! [`LayerStore`] on the node's layers: mounts served from the cache.
 
+#[cfg(test)]
+mod tests;
+
 use std::error::Error as StdError;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +40,10 @@ impl LayerStore for Served {
     async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError> {
         let mounted = self.layers.begin(layer.clone().into()).mount().await.map_err(failed)?;
         Ok(mounted.path)
+    }
+
+    async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError> {
+        self.layers.begin(layer.clone().into()).implicit_dirs().await.map_err(failed)
     }
 
     async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError> {

@@ -79,7 +79,7 @@ impl Snapshotter {
         Ok(self.0.mounts(&snapshot, lower))
     }
 
-    /// The folders of the snapshot parents, all mountable.
+    /// The folders of the snapshot parents, all mountable, with the covers of layers.
     async fn lower(&self, parents: &[Snapshot], wait: Duration) -> Result<Vec<PathBuf>, Error> {
         for layer in parents.iter().filter_map(|parent| parent.layer.as_ref()) {
             self.0.layers.begin(layer);
@@ -95,7 +95,7 @@ impl Snapshotter {
                     .map_err(|source| Error::layer(layer, source))?,
             });
         }
-        Ok(lower)
+        self.cover(parents, lower).await
     }
 }
 

@@ -1,5 +1,7 @@
 //! The whole snapshotter on a real disk, with layers and content store in memory.
 
+mod covers;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,6 +26,7 @@ use crate::{Binding, Kind, Labels, Usage};
 struct Layers {
     folder: PathBuf,
     states: Mutex<BTreeMap<Digest, State>>,
+    implicit: Mutex<BTreeMap<Digest, Vec<PathBuf>>>,
     begun: Mutex<Vec<Digest>>,
     released: Mutex<Vec<Digest>>,
 }
@@ -69,6 +72,10 @@ impl LayerStore for Layers {
         let folder = self.folder.join(layer.blob.digest.hex());
         std::fs::create_dir_all(&folder).unwrap();
         Ok(folder)
+    }
+
+    async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError> {
+        Ok(self.implicit.lock().unwrap().get(&layer.blob.digest).cloned().unwrap_or_default())
     }
 
     async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError> {
