@@ -53,6 +53,12 @@ impl App {
         if let Some(aside) = damaged {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
+        if config.index.trust_toc {
+            tracing::warn!(
+                "index.trust_toc has no effect in this version: layers with a table of contents are \
+                 pulled through and proved first, as all others are"
+            );
+        }
         let registry = registry(config);
         let cache = cache(config, &registry, &mut metrics)?;
         let layers = layers(config, cache.clone(), &store, &mut metrics)?;
