@@ -62,7 +62,8 @@ impl App {
         let registry = registry(config);
         let cache = cache(config, &registry, &mut metrics)?;
         let layers = layers(config, cache.clone(), &store, &mut metrics)?;
-        let containerd = Arc::new(Containerd::new(&config.containerd.address));
+        let containerd =
+            Arc::new(Containerd::new(&config.containerd.address, &config.snapshots.address));
         let snapshotter = snapshotter(config, &store, &layers, &cache, &containerd, &mut metrics)?;
         let node = Node { containerd, layers, registry };
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
@@ -163,7 +164,6 @@ fn snapshotter(
         root: config.root.join("snapshots"),
         prepare_wait: config.snapshots.prepare_wait,
         deadline: config.fetch.deadline,
-        remap_ids: true,
         registry_config: Some(config.registry.config_path.clone()),
     };
     let (snapshotter, _) = Snapshotter::open(

@@ -61,9 +61,11 @@ fn code(error: &Error) -> Code {
             LayerBlame::Source => Code::Unavailable,
             LayerBlame::Local => Code::Internal,
         },
-        Error::Records(_) | Error::Folders(_) | Error::Cover { .. } | Error::Job(_) => {
-            Code::Internal
-        }
+        Error::Records(_)
+        | Error::Folders(_)
+        | Error::Cover { .. }
+        | Error::Capability(_)
+        | Error::Job(_) => Code::Internal,
     }
 }
 

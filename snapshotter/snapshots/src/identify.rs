@@ -60,6 +60,10 @@ pub trait Content: Send + Sync + 'static {
         limit: u64,
     ) -> Result<Vec<u8>, ContentError>;
 
+    /// Whether containerd was told that we can `remap-ids`: else it maps a container's ids itself,
+    /// and doing it twice would be wrong.
+    async fn leaves_ids_to_us(&self) -> Result<bool, ContentError>;
+
     /// The names of the namespace's images.
     async fn image_names(&self, namespace: &str) -> Result<Vec<String>, ContentError>;
 }

@@ -46,8 +46,6 @@ pub struct Config {
     pub prepare_wait: Duration,
     /// How long Mounts waits for pending layers.
     pub deadline: Duration,
-    /// Whether containerd was told that we can `remap-ids`.
-    pub remap_ids: bool,
     /// containerd's `certs.d`: tells the ports of registries, which containerd's labels leave out.
     pub registry_config: Option<PathBuf>,
 }
@@ -74,6 +72,8 @@ pub enum Error {
     Pending { blob: String, image: String, waited: Duration },
     #[error("find out the metadata of directories that layer {blob} of image {image} leaves out")]
     Cover { blob: String, image: String, source: implicit::Error },
+    #[error("ask whether containerd leaves the mapping of ids to us")]
+    Capability(#[source] crate::identify::ContentError),
     #[error("the operation was cut short")]
     Job(#[source] tokio::task::JoinError),
 }
@@ -87,6 +87,7 @@ struct Inner {
     records: Arc<dyn Records>,
     folders: Folders,
     layers: Arc<dyn LayerStore>,
+    content: Arc<dyn Content>,
     finder: Finder,
     metrics: Metrics,
     begun: Begun,
@@ -118,7 +119,8 @@ impl Snapshotter {
             records,
             folders,
             layers,
-            finder: Finder::new(content),
+            finder: Finder::new(Arc::clone(&content)),
+            content,
             metrics,
             begun: Begun::default(),
             unused: Mutex::default(),

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
-    Image, Info, InfoRequest, ListContentRequest, ListImagesRequest, ListNamespacesRequest,
-    ReadContentRequest,
+    Image, Info, InfoRequest, ListContentRequest, ListImagesRequest, ListNamespacesRequest, Plugin,
+    PluginsRequest, ReadContentRequest,
 };
 use hyper_util::rt::TokioIo;
 use skimmer_proto::Digest;
@@ -20,6 +21,8 @@ use tower::service_fn;
 
 use super::{Content, ContentError, Manifest};
 
+const SNAPSHOTTERS: &str = "io.containerd.snapshotter.v1";
+const REMAP_IDS: &str = "remap-ids";
 const CONFIG_LABEL: &str = "containerd.io/gc.ref.content.config";
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
 const NAMESPACE_HEADER: &str = "containerd-namespace";
@@ -34,19 +37,22 @@ const NOWHERE: &str = "http://containerd.invalid";
 #[derive(Clone, Debug)]
 pub struct Containerd {
     address: PathBuf,
+    /// Our own socket, by which containerd's plugin for us is known.
+    socket: PathBuf,
     channel: Channel,
 }
 
 impl Containerd {
-    /// For the containerd whose gRPC socket is `address`. Must be called inside a tokio runtime.
-    pub fn new(address: &Path) -> Self {
-        let socket = address.to_owned();
+    /// For the containerd whose gRPC socket is `address`, and which knows us by our `socket`. Must be
+    /// called inside a tokio runtime.
+    pub fn new(address: &Path, socket: &Path) -> Self {
+        let target = address.to_owned();
         let connector = service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            let target = target.clone();
+            async move { UnixStream::connect(target).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static(NOWHERE).connect_with_connector_lazy(connector);
-        Self { address: address.to_owned(), channel }
+        Self { address: address.to_owned(), socket: socket.to_owned(), channel }
     }
 
     /// For calls to other services of the same containerd.
@@ -136,6 +142,17 @@ impl Content for Containerd {
             return Err(ContentError::Mismatch(*digest));
         }
         Ok(bytes)
+    }
+
+    async fn leaves_ids_to_us(&self) -> Result<bool, ContentError> {
+        let mut client = IntrospectionClient::new(self.channel.clone());
+        let request = PluginsRequest { filters: vec![format!("type=={SNAPSHOTTERS:?}")] };
+        let plugins = client.plugins(request).await.map_err(|error| self.failed(error))?;
+        let socket = self.socket.to_string_lossy();
+        let is_us = |plugin: &&Plugin| plugin.exports.get("address").is_some_and(|a| *a == socket);
+        let us = plugins.into_inner().plugins;
+        let us = us.iter().find(is_us);
+        Ok(us.is_some_and(|plugin| plugin.capabilities.iter().any(|c| c == REMAP_IDS)))
     }
 
     async fn image_names(&self, namespace: &str) -> Result<Vec<String>, ContentError> {

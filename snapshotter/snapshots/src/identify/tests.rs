@@ -52,6 +52,10 @@ impl Content for Shelf {
         found.ok_or(ContentError::Mismatch(*digest))
     }
 
+    async fn leaves_ids_to_us(&self) -> Result<bool, ContentError> {
+        Ok(true)
+    }
+
     async fn image_names(&self, _: &str) -> Result<Vec<String>, ContentError> {
         Ok(self.names.clone())
     }

@@ -60,7 +60,14 @@ impl Snapshotter {
         let (snapshot, parents) =
             self.blocking(move |inner| Ok(chain::mountable(inner.records.as_ref(), &key)?)).await?;
         let lower = self.lower(&parents, self.0.config.deadline).await?;
-        Ok(self.0.mounts(&snapshot, lower))
+        self.mounted(&snapshot, lower).await
+    }
+
+    /// The mounts of `snapshot` over `lower`, with its id mapping if that is our part.
+    async fn mounted(&self, snapshot: &Snapshot, lower: Vec<PathBuf>) -> Result<Vec<Mount>, Error> {
+        let mapped = !idmap::options(&snapshot.labels).is_empty();
+        let remap = mapped && self.0.content.leaves_ids_to_us().await.map_err(Error::Capability)?;
+        Ok(self.0.mounts(snapshot, lower, remap))
     }
 
     async fn create(&self, new: New) -> Result<Vec<Mount>, Error> {
@@ -76,7 +83,7 @@ impl Snapshotter {
         let lower = self.lower(&parents, self.0.config.prepare_wait).await?;
         let nearest = lower.first().cloned();
         let snapshot = self.blocking(move |inner| inner.insert(new, nearest.as_ref())).await?;
-        Ok(self.0.mounts(&snapshot, lower))
+        self.mounted(&snapshot, lower).await
     }
 
     /// The folders of the snapshot parents, all mountable, with the covers of layers.
@@ -126,12 +133,12 @@ impl Inner {
         Ok(snapshot)
     }
 
-    fn mounts(&self, snapshot: &Snapshot, lower: Vec<PathBuf>) -> Vec<Mount> {
+    fn mounts(&self, snapshot: &Snapshot, lower: Vec<PathBuf>, remap: bool) -> Vec<Mount> {
         let folders = mounts::Folders {
             upper: self.folders.content(snapshot.id),
             work: self.folders.work(snapshot.id),
             lower,
         };
-        mounts(snapshot.kind, &snapshot.labels, &folders, self.config.remap_ids)
+        mounts(snapshot.kind, &snapshot.labels, &folders, remap)
     }
 }

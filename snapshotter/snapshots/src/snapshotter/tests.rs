@@ -108,7 +108,6 @@ impl Bench {
             root: root.path().to_owned(),
             prepare_wait: Duration::from_millis(50),
             deadline: Duration::from_millis(50),
-            remap_ids: true,
             registry_config: None,
         };
         let (snapshotter, rebuilt) = Snapshotter::open(
