@@ -301,15 +301,12 @@ fn keys_of(table: &toml::Table, prefix: &str, keys: &mut Vec<String>) {
     }
 }
 
-/// The known key most like `key`, by the whole dotted name or by its last part.
+/// The known key most like `key`, by the whole dotted name and by its last part.
 fn nearest(key: &str, known: &[String]) -> String {
     let last = |k: &str| k.rsplit('.').next().unwrap_or(k).to_owned();
     known
         .iter()
-        .map(|k| {
-            let whole = strsim::jaro_winkler(key, k);
-            (whole.max(strsim::jaro_winkler(&last(key), &last(k)) - 0.02), k)
-        })
+        .map(|k| (strsim::jaro_winkler(key, k) + strsim::jaro_winkler(&last(key), &last(k)), k))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map_or_else(String::new, |(_, k)| k.clone())
 }
