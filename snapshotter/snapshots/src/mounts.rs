@@ -1,5 +1,6 @@
 //! From a snapshot and its folders to what containerd mounts. Pure.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::{Kind, Labels, idmap};
@@ -29,8 +30,12 @@ pub struct Folders {
 pub fn mounts(kind: Kind, labels: &Labels, folders: &Folders, remap: bool) -> Vec<Mount> {
     let mut options = if remap { idmap::options(labels) } else { Vec::new() };
     let writable = kind == Kind::Active;
+    // An image may have a layer several times (an empty one, mostly). Overlayfs refuses a folder that it was
+    // given already, and shows nothing of it that the nearer one doesn't.
+    let mut seen = BTreeSet::new();
+    let lower: Vec<&PathBuf> = folders.lower.iter().filter(|folder| seen.insert(*folder)).collect();
     // Overlayfs needs a lower folder, and one alone needs no overlayfs if nobody writes.
-    let single = match folders.lower.as_slice() {
+    let single = match lower[..] {
         [] => Some(&folders.upper),
         [only] if !writable => Some(only),
         _ => None,
@@ -45,7 +50,7 @@ pub fn mounts(kind: Kind, labels: &Labels, folders: &Folders, remap: bool) -> Ve
         options.push(format!("workdir={}", folders.work.display()));
         options.push(format!("upperdir={}", folders.upper.display()));
     }
-    let lower: Vec<_> = folders.lower.iter().map(|folder| folder.to_string_lossy()).collect();
+    let lower: Vec<_> = lower.iter().map(|folder| folder.to_string_lossy()).collect();
     options.push(format!("lowerdir={}", lower.join(":")));
     options.push("index=off".to_owned());
     vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]
@@ -75,6 +80,15 @@ mod tests {
         check(Kind::Active, &["/s/m/1"], false, ("overlay", "overlay", &overlay));
         let overlay = ["lowerdir=/s/m/2:/s/1/fs", "index=off"];
         check(Kind::View, &["/s/m/2", "/s/1/fs"], false, ("overlay", "overlay", &overlay));
+    }
+
+    #[test]
+    fn a_layer_that_comes_twice_is_named_once() {
+        let overlay = ["lowerdir=/s/m/2:/s/m/1:/s/m/3", "index=off"];
+        let lower = ["/s/m/2", "/s/m/1", "/s/m/2", "/s/m/3", "/s/m/1"];
+        check(Kind::View, &lower, false, ("overlay", "overlay", &overlay));
+        let twice = ["/s/m/1", "/s/m/1"];
+        check(Kind::View, &twice, false, ("bind", "/s/m/1", &["ro", "rbind"]));
     }
 
     #[test]
