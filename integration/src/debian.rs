@@ -85,6 +85,13 @@ pub fn many_layers(folder: &Path, count: usize) -> anyhow::Result<Image> {
         tars.push(tar);
     }
     let mut builders: Vec<_> = (0..count).map(|_| tar::Builder::new(Vec::new())).collect();
+    for (number, builder) in builders.iter_mut().enumerate() {
+        // A file longer than a layer would leave the next ones empty, hence equal.
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(0);
+        builder.append_data(&mut header, format!("layer-{number}"), std::io::empty())?;
+    }
     let mut before = 0;
     for tar in &tars {
         let mut archive = tar::Archive::new(&tar[..]);
