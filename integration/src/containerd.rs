@@ -201,8 +201,7 @@ fn configuration(version: Version, folder: &Path, hosts: &Path, setup: &Setup) -
         disabled = disabled(version, setup),
     );
     let specific = match version {
-        Version::V1_6 => configuration_1(base, hosts, "", setup),
-        Version::V1_7 => configuration_1(base, hosts, CAPABILITIES, setup),
+        Version::V1_6 | Version::V1_7 => configuration_1(base, hosts, setup),
         Version::V2 => configuration_2(base, hosts, setup),
     };
     let number = if version == Version::V2 { 3 } else { 2 };
@@ -231,18 +230,13 @@ fn cri_snapshotter(setup: &Setup) -> &'static str {
     if setup.skimmer.is_some() { "skimmer" } else { "overlayfs" }
 }
 
-/// What a proxy snapshotter may say of itself from 1.7.23 on.
+/// What a proxy snapshotter may say of itself. 1.7.23 knows the key too, but mounts nothing with mapped ids.
 const CAPABILITIES: &str = "capabilities = ['remap-ids']\n";
 
-fn configuration_1(
-    base: std::path::Display<'_>,
-    hosts: &Path,
-    capabilities: &str,
-    setup: &Setup,
-) -> String {
+fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
     let mut text = String::new();
     if let Some(socket) = &setup.skimmer {
-        text += &proxy_plugin(socket, capabilities);
+        text += &proxy_plugin(socket, "");
     }
     if let Some(pause) = &setup.pause_image {
         text += &format!(

@@ -19,7 +19,7 @@ pub struct Plan {
     pub command: Vec<String>,
     /// OCI media types, else Docker's.
     pub oci: bool,
-    /// The tag leads to an index with this image and one of another platform.
+    /// The tag leads to an index of this image and of the same for another platform, which comes first.
     pub index: bool,
     /// Changes the configuration, so that two images of equal layers differ.
     pub author: String,
@@ -48,11 +48,16 @@ impl Plan {
         };
         let config = Blob::of(&serde_json::to_vec(&self.config(&diff_ids))?, folder)?;
         let manifest = Blob::of(&serde_json::to_vec(&self.manifest(&config))?, folder)?;
-        let top = if self.index {
-            Some(Blob::of(&serde_json::to_vec(&self.index_of(&manifest))?, folder)?)
-        } else {
-            None
-        };
+        let (mut foreign, mut top) = (Vec::new(), None);
+        if self.index {
+            let mut text = self.config(&diff_ids);
+            text["architecture"] = "s390x".into();
+            let other = Blob::of(&serde_json::to_vec(&text)?, folder)?;
+            let other_manifest = Blob::of(&serde_json::to_vec(&self.manifest(&other))?, folder)?;
+            let index = self.index_of(&manifest, &other_manifest);
+            top = Some(Blob::of(&serde_json::to_vec(&index)?, folder)?);
+            foreign = vec![other, other_manifest];
+        }
         Ok(Image {
             name: self.name,
             oci: self.oci,
@@ -61,6 +66,7 @@ impl Plan {
             config,
             manifest,
             index: top,
+            foreign,
         })
     }
 
@@ -92,13 +98,11 @@ impl Plan {
         json!({ "schemaVersion": 2, "mediaType": own, "config": descriptor(of_config, config), "layers": layers })
     }
 
-    fn index_of(&self, manifest: &Blob) -> Value {
+    fn index_of(&self, manifest: &Blob, other: &Blob) -> Value {
         let mut ours = descriptor(manifest_type(self.oci), manifest);
         ours["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-        let foreign = json!({
-            "mediaType": manifest_type(self.oci), "size": 1234, "digest": Digest::of(b"another platform").to_string(),
-            "platform": { "architecture": "s390x", "os": "linux" },
-        });
+        let mut foreign = descriptor(manifest_type(self.oci), other);
+        foreign["platform"] = json!({ "architecture": "s390x", "os": "linux" });
         json!({ "schemaVersion": 2, "mediaType": index_type(self.oci), "manifests": [foreign, ours] })
     }
 }
@@ -113,6 +117,8 @@ pub struct Image {
     pub config: Blob,
     pub manifest: Blob,
     pub index: Option<Blob>,
+    /// Configuration and manifest of the index's other platform, which has the same layers.
+    pub foreign: Vec<Blob>,
 }
 
 impl Image {
@@ -148,6 +154,7 @@ impl Image {
             .map(|layer| &layer.blob)
             .chain([&self.config, &self.manifest])
             .chain(&self.index)
+            .chain(&self.foreign)
     }
 
     /// Writes it as an OCI layout with the tag `latest` (OCI image spec, image-layout.md).

@@ -1,7 +1,9 @@
 //! A node: a containerd and the skimmerd that it asks for snapshots.
 
 use std::path::Path;
+use std::time::Duration;
 
+use crate::command::wait_for;
 use crate::containerd::{self, Containerd, Version};
 use crate::image::Image;
 use crate::scenario::Scenario;
@@ -47,6 +49,14 @@ impl Node {
         };
         let containerd = Containerd::start_with(scenario, &containerd, version, &setup)?;
         Ok(Self { containerd, skimmerd })
+    }
+
+    /// Waits until containerd reaches skimmerd again after a restart: it tries anew only every few seconds.
+    pub fn wait_connected(&self) -> anyhow::Result<()> {
+        wait_for("containerd reaches skimmerd", Duration::from_secs(30), || {
+            self.snapshots("skimmer").ok()?.list(&[]).ok()
+        })?;
+        Ok(())
     }
 
     /// The snapshots of `snapshotter` in containerd.

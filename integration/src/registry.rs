@@ -144,7 +144,7 @@ impl Registry {
             link(&blob.path, &data)?;
             write_link(&repository.join("_layers/sha256").join(blob.digest.hex()), &blob.digest)?;
         }
-        for manifest in std::iter::once(&image.manifest).chain(&image.index) {
+        for manifest in std::iter::once(&image.manifest).chain(&image.index).chain(&image.foreign) {
             write_link(
                 &repository.join("_manifests/revisions/sha256").join(manifest.digest.hex()),
                 &manifest.digest,

@@ -28,79 +28,67 @@ struct Bad {
     cause: &'static [&'static str],
 }
 
+/// A good tar stream of its own for each case: a DiffID that several images claim may be proved by any of them.
+fn content(name: &str) -> Vec<u8> {
+    Tar::new().dir("d/").file(format!("d/{name}"), &noise(seed(name), 600_000)).end()
+}
+
+/// Layers that are broken or aren't what the image says.
+fn broken(name: &str, scenario: &Scenario) -> anyhow::Result<Layer> {
+    let tar = content(name);
+    let (mut blob, mut diff_id) = (gzip(&tar)?, Digest::of(&tar));
+    let length = blob.len();
+    match name {
+        "truncated-gzip" => blob.truncate(length / 2),
+        "torn-gzip" => blob[length / 2..length / 2 + 64].fill(0xa5),
+        "lying-trailer" => blob[length - 8..].fill(7),
+        "not-gzip" => blob = noise(22, 5000),
+        "wrong-diff-id" => diff_id = Digest::of(b"something else"),
+        // Eight EiB in one file, declared but not there.
+        "declared-8-eib" => {
+            let huge = Header { size: 1 << 63, gnu: true, ..Header::new("huge", b'0') };
+            let bomb = Tar::new().entry(huge, b"").end();
+            (blob, diff_id) = (gzip(&bomb)?, Digest::of(&bomb));
+        }
+        "too-deep" => {
+            let deep = Tar::new().pax(&[("path", "d/".repeat(2000).as_bytes())]).dir("x/").end();
+            (blob, diff_id) = (gzip(&deep)?, Digest::of(&deep));
+        }
+        _ => {}
+    }
+    layer(scenario, &blob, diff_id)
+}
+
 fn bad_images(scenario: &Scenario, registry: &Registry) -> anyhow::Result<Vec<Bad>> {
-    let tar = Tar::new().dir("d/").file("d/f", &noise(21, 600_000)).end();
-    let (good, diff_id) = (gzip(&tar)?, Digest::of(&tar));
     let base = busybox(scenario, Format::Gzip)?;
     let mut all = Vec::new();
-    let mut add =
-        |name: &'static str, cause: &'static [&'static str], bad: Layer| -> anyhow::Result<Image> {
-            let image = Plan::new(&format!("bad/{name}"), vec![base.clone(), bad])
-                .build(&blobs(scenario))?;
-            registry.add(&image)?;
-            all.push(Bad { name, image: image.clone(), cause });
-            Ok(image)
-        };
-    let cut = good[..good.len() / 2].to_vec();
-    add("truncated-gzip", &["gzip", "truncated", "end"], layer(scenario, &cut, diff_id)?)?;
-    let mut torn = good.clone();
-    let middle = torn.len() / 2;
-    torn[middle..middle + 64].fill(0xa5);
-    add(
-        "torn-gzip",
-        &["gzip", "deflate", "CRC", "DiffID", "diff"],
-        layer(scenario, &torn, diff_id)?,
-    )?;
-    let mut lying = good.clone();
-    let length = lying.len();
-    lying[length - 8..].fill(7);
-    add(
-        "lying-trailer",
-        &["gzip", "CRC", "checksum", "length"],
-        layer(scenario, &lying, diff_id)?,
-    )?;
-    add(
-        "not-gzip",
-        &["tar", "header", "gzip", "DiffID", "diff"],
-        layer(scenario, &noise(22, 5000), diff_id)?,
-    )?;
-    add(
-        "wrong-diff-id",
-        &["DiffID", "diff"],
-        layer(scenario, &good, Digest::of(b"something else"))?,
-    )?;
-    let swapped = add(
-        "wrong-digest",
-        &["digest", "sha256", "SHA-256"],
-        layer(scenario, &gzip(&noise(23, 300_000))?, diff_id)?,
-    )?;
-    registry.falsify(&swapped.layers[1].blob.digest, |bytes| bytes[100] ^= 1)?;
-    let short = add(
-        "short-blob",
-        &["length", "bytes", "size", "Range", "range", "end"],
-        layer(scenario, &[&good[..], b"1"].concat(), diff_id)?,
-    )?;
-    registry.falsify(&short.layers[1].blob.digest, |bytes| bytes.truncate(1000))?;
-    let lost = add(
-        "lost-blob",
-        &["404", "not found"],
-        layer(scenario, &[&good[..], b"2"].concat(), diff_id)?,
-    )?;
-    registry.lose(&lost.layers[1].blob.digest)?;
-    // Eight EiB in one file, declared but not there.
-    let huge = Header { size: 1 << 63, gnu: true, ..Header::new("huge", b'0') };
-    let bomb = Tar::new().entry(huge, b"").end();
-    add(
-        "declared-8-eib",
-        &["huge", "size", "large", "long"],
-        layer(scenario, &gzip(&bomb)?, Digest::of(&bomb))?,
-    )?;
-    let deep = Tar::new().pax(&[("path", "d/".repeat(2000).as_bytes())]).dir("x/").end();
-    add(
-        "too-deep",
-        &["deep", "depth", "path", "component"],
-        layer(scenario, &gzip(&deep)?, Digest::of(&deep))?,
-    )?;
+    let cases: [(&'static str, &'static [&'static str]); 10] = [
+        ("truncated-gzip", &["ends at byte"]),
+        ("torn-gzip", &["gzip", "deflate", "checksum", "DiffID"]),
+        ("lying-trailer", &["checksum", "length"]),
+        ("not-gzip", &["tar", "header", "gzip", "DiffID"]),
+        ("wrong-diff-id", &["DiffID", "diff"]),
+        ("wrong-digest", &["digest", "SHA-256", "sha256"]),
+        ("short-blob", &["length", "bytes", "size", "range"]),
+        // Containerd is left to try it: ctr asks the registry itself, `skimmer pull` does not.
+        ("lost-blob", &["404", "not found", "could not be prepared lazily"]),
+        ("declared-8-eib", &["huge", "size", "large"]),
+        ("too-deep", &["deep", "depth", "path"]),
+    ];
+    for (name, cause) in cases {
+        let bad = broken(name, scenario)?;
+        let digest = bad.blob.digest;
+        let image =
+            Plan::new(&format!("bad/{name}"), vec![base.clone(), bad]).build(&blobs(scenario))?;
+        registry.add(&image)?;
+        match name {
+            "wrong-digest" => registry.falsify(&digest, |bytes| bytes[100] ^= 1)?,
+            "short-blob" => registry.falsify(&digest, |bytes| bytes.truncate(1000))?,
+            "lost-blob" => registry.lose(&digest)?,
+            _ => {}
+        }
+        all.push(Bad { name, image, cause });
+    }
     Ok(all)
 }
 
@@ -178,6 +166,8 @@ fn an_image_that_claims_anothers_diff_ids_is_refused() {
                 .build(&blobs(scenario))?;
             let own = registry.add(&own)?;
             node.skimmerd.ask(&["index", "build", &own])?;
+            // It also holds the base layer's snapshot, which containerd would collect after a failed pull, at any time.
+            node.skimmerd.ask(&["pull", &own])?;
             let mut call = node.skimmerd.skimmer(&["pull", &poisoned])?;
             let said = failure_of(&mut call, PATIENCE)?;
             anyhow::ensure!(
@@ -227,16 +217,29 @@ fn tampered_indexes_never_show_wrong_bytes() {
                 exported.len()
             );
         }
-        let mut accepted = 0;
         for number in 0..64 {
             let mut bytes = exported.clone();
             let at = number * bytes.len() / 64;
             bytes[at] ^= 1 << (number % 8);
             std::fs::write(&tampered, &bytes)?;
-            accepted += usize::from(node.skimmerd.ask(&["index", "import", name]).is_ok());
+            if node.skimmerd.ask(&["index", "import", name]).is_err() {
+                continue;
+            }
+            // An import is the operator's word. Where it is wrong, pulls are refused or readers get an error.
+            if node.containerd.pull(&Pull::new(&reference, "skimmer")).is_ok() {
+                let view = node.view(&image, &mount_point(scenario, "view"))?;
+                if let Ok(read) = std::fs::read(view.path().join("data/bad-index")) {
+                    let right = read == noise(seed("bad-index"), 8 << 20);
+                    anyhow::ensure!(right, "with byte {at} tampered with, other bytes were read");
+                }
+                drop(view);
+                node.containerd.remove_image(&reference)?;
+            }
+            node.skimmerd.terminate()?;
+            node.skimmerd.wipe()?;
+            node.skimmerd.run()?;
+            node.wait_connected()?;
         }
-        // An import is the operator's word. What it says of pieces shows when they come: then a reader gets an error.
-        anyhow::ensure!(accepted == 0, "{accepted} of 64 flipped indexes were accepted");
         indexes::import(&node, &files)?;
         node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
         node.containerd.run_image(

@@ -50,5 +50,6 @@ pub fn learn(
     node.skimmerd.terminate()?;
     node.skimmerd.wipe()?;
     node.skimmerd.run()?;
+    node.wait_connected()?;
     import(node, &files)
 }

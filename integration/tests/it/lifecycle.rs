@@ -153,6 +153,7 @@ fn removed_images_leave_the_disk() {
             ..Setup::default()
         };
         let node = Node::start_with(scenario, Version::V2, &setup)?;
+        node.skimmerd.expect_log("over its quota, and everything in it is in use");
         node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
         node.containerd.run_image(&reference, "skimmer", "once", &["md5sum", "/data/life-disk"])?;
         let full = disk_usage(&node.skimmerd.root());
@@ -301,6 +302,7 @@ fn after_a_crash_new_containers_start() {
         for round in 0..3 {
             node.skimmerd.kill()?;
             node.skimmerd.run()?;
+            node.wait_connected()?;
             let id = format!("after-{round}");
             let output = node.containerd.run_image(
                 &reference,
@@ -328,6 +330,8 @@ fn after_a_crash_new_containers_start() {
             let _ = pulling.join();
             killed
         })?;
+        node.wait_connected()?;
+        let containerd = &node.containerd;
         containerd.pull(&Pull::new(&other, "skimmer"))?;
         containerd.run_image(&other, "skimmer", "other", &["md5sum", "/data/life-other"])?;
         Ok(())
@@ -344,6 +348,7 @@ fn a_drained_daemon_comes_back() {
         node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
         node.skimmerd.terminate()?;
         node.skimmerd.run()?;
+        node.wait_connected()?;
         node.containerd.run_image(
             &reference,
             "skimmer",
@@ -366,6 +371,7 @@ fn the_daemon_starts_with_nothing_around_it() {
         // An ordinary snapshot needs nobody.
         let mounts = snapshots.prepare("default/1/key", "", HashMap::new())?;
         anyhow::ensure!(!mounts.is_empty(), "no mounts");
+        drop(snapshots);
         daemon.terminate()
     });
 }
