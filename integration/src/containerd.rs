@@ -221,22 +221,19 @@ fn disabled(version: Version, setup: &Setup) -> String {
     format!("disabled_plugins = {names:?}")
 }
 
-fn proxy_plugin(socket: &Path, capabilities: &str) -> String {
+fn proxy_plugin(socket: &Path) -> String {
     let address = socket.display();
-    format!("[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{address}'\n{capabilities}")
+    format!("[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{address}'\n")
 }
 
 fn cri_snapshotter(setup: &Setup) -> &'static str {
     if setup.skimmer.is_some() { "skimmer" } else { "overlayfs" }
 }
 
-/// What a proxy snapshotter may say of itself. 1.7.23 knows the key too, but mounts nothing with mapped ids.
-const CAPABILITIES: &str = "capabilities = ['remap-ids']\n";
-
 fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
     let mut text = String::new();
     if let Some(socket) = &setup.skimmer {
-        text += &proxy_plugin(socket, "");
+        text += &proxy_plugin(socket);
     }
     if let Some(pause) = &setup.pause_image {
         text += &format!(
@@ -260,7 +257,7 @@ fn configuration_2(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) ->
     let mut text = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n".to_owned();
     let mut snapshotters = vec!["overlayfs"];
     if let Some(socket) = &setup.skimmer {
-        text += &proxy_plugin(socket, CAPABILITIES);
+        text += &proxy_plugin(socket);
         if setup.annotations {
             text +=
                 "[proxy_plugins.skimmer.exports]\nenable_remote_snapshot_annotations = 'true'\n";

@@ -1,4 +1,4 @@
-//! Containers in user namespaces: owners are shifted by mounts, not by copies.
+//! Containers in user namespaces own the files of their image.
 
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::Version;

@@ -2,8 +2,11 @@
 //!
 //! Versions differ in three ways: the configuration's version and plugin names (3 from 2.0), the
 //! transfer service's `unpack_config` (from 2.0: a snapshotter without an entry fails every pull),
-//! and what a proxy plugin may export (`capabilities` from 1.7.23, `exports` from 2.1; containerd
-//! before that doesn't know the keys).
+//! and what a proxy plugin may export (`exports` from 2.1; containerd before that doesn't know the
+//! key). `capabilities` (from 1.7.23) stays unset. With `remap-ids` containerd would leave the ids of
+//! containers in user namespaces to mount options: 1.7 mounts nothing with `uidmap=`, and 2.1 maps a
+//! clone of the folder that holds all lower folders, in which our mounts are missing. Without it,
+//! containerd changes owners in a copy.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -52,9 +55,6 @@ pub fn render(containerd: Version, socket: &Path, root: &Path, platform: &str) -
     line("[proxy_plugins.skimmer]");
     line("  type = \"snapshot\"");
     line(&format!("  address = {}", quoted(socket)));
-    if containerd >= version(1, 7, 23) {
-        line("  capabilities = [\"remap-ids\"]");
-    }
     if containerd >= version(2, 1, 0) {
         line("  [proxy_plugins.skimmer.exports]");
         line(&format!("    root = {}", quoted(root)));
@@ -122,18 +122,18 @@ mod tests {
                 render(v.parse().unwrap(), Path::new("/s.sock"), Path::new("/r"), "linux/amd64");
             toml::from_str::<toml::Table>(&text).unwrap()
         };
-        for (v, config, capabilities, exports, unpack) in [
-            ("1.6.20", 2, false, false, 0),
-            ("1.7.22", 2, false, false, 0),
-            ("1.7.24", 2, true, false, 0),
-            ("2.0.5", 3, true, false, 2),
-            ("2.1.9", 3, true, true, 2),
+        for (v, config, exports, unpack) in [
+            ("1.6.20", 2, false, 0),
+            ("1.7.22", 2, false, 0),
+            ("1.7.24", 2, false, 0),
+            ("2.0.5", 3, false, 2),
+            ("2.1.9", 3, true, 2),
         ] {
             let table = render(v);
             let plugin = &table["proxy_plugins"]["skimmer"];
             assert_eq!(table["version"].as_integer(), Some(config), "{v}");
             assert_eq!(plugin["type"].as_str(), Some("snapshot"), "{v}");
-            assert_eq!(plugin.get("capabilities").is_some(), capabilities, "{v}");
+            assert_eq!(plugin.get("capabilities"), None, "{v}");
             assert_eq!(plugin.get("exports").is_some(), exports, "{v}");
             let entries = table["plugins"]
                 .get("io.containerd.transfer.v1.local")
