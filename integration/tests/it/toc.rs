@@ -1,4 +1,4 @@
-//! Layers with a table of contents inside: it is their author's word, so they are read before they are believed.
+//! Layers with a table of contents inside: the image author's word, so they are proved like all others.
 
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
@@ -12,7 +12,7 @@ use skimmer_integration::scenario::scenario;
 use crate::fixtures::{blobs, busybox, mount_point};
 
 #[test]
-fn estargz_without_an_index_is_pulled_through() {
+fn estargz_is_proved_before_it_is_mounted() {
     scenario("toc-distrusted", |scenario| {
         let registry = Registry::start(scenario)?;
         let (first, second) = (noise(31, 6 << 20), noise(32, 3_000_001));
