@@ -1,10 +1,12 @@
 //! A node: a containerd and the skimmerd that it asks for snapshots.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::command::wait_for;
 use crate::containerd::{self, Containerd, Version};
+use crate::ctr::unique;
 use crate::image::Image;
 use crate::scenario::Scenario;
 use crate::skimmerd::{self, Skimmerd};
@@ -53,10 +55,12 @@ impl Node {
 
     /// Waits until containerd reaches skimmerd again after a restart: it tries anew only every few seconds.
     pub fn wait_connected(&self) -> anyhow::Result<()> {
+        // containerd answers what it can by itself; a new snapshot it can't.
+        let key = format!("probe-{}", unique());
         wait_for("containerd reaches skimmerd", Duration::from_secs(30), || {
-            self.snapshots("skimmer").ok()?.list(&[]).ok()
+            self.snapshots("skimmer").ok()?.prepare(&key, "", HashMap::new()).ok()
         })?;
-        Ok(())
+        self.snapshots("skimmer")?.remove(&key)
     }
 
     /// The snapshots of `snapshotter` in containerd.
