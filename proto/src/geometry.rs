@@ -6,6 +6,9 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// The most pieces that a blob can have.
+pub const MAX_PIECES: u32 = 1 << 20;
+
 /// The pieces of one blob: all `piece_len` bytes long but the last, which may be shorter.
 ///
 /// Piece lengths are powers of two and multiples of BLAKE3's 1 KiB chunk, so that the chaining

@@ -1,13 +1,18 @@
-//! What two processes must agree on: digests, references, piece geometry, the piece table, and the
-//! gRPC messages of our own services. Pure: no I/O, no clock.
+//! What two processes must agree on: digests, references, piece geometry, the piece table, tasks,
+//! and the gRPC messages of our own services. Pure: no I/O, no clock.
 
+pub mod control;
 pub mod digest;
 pub mod geometry;
 pub mod node;
 pub mod piece_table;
+pub mod pieces;
 pub mod reference;
+pub mod task;
 
 pub use digest::Digest;
 pub use geometry::Geometry;
 pub use piece_table::PieceTable;
+pub use pieces::PieceSet;
 pub use reference::Reference;
+pub use task::{Scope, TaskId};
