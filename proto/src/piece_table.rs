@@ -71,6 +71,11 @@ impl PieceTable {
             .is_some_and(|value| *value == piece_value(self.geometry, piece, bytes))
     }
 
+    /// The value of piece `piece` (see [`piece_value`]); `None` if there is no such piece.
+    pub fn value(&self, piece: u32) -> Option<&[u8; 32]> {
+        self.values.get(piece as usize)
+    }
+
     /// BLAKE3 root of the whole blob.
     pub const fn root(&self) -> &[u8; 32] {
         &self.root

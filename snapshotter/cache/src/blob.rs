@@ -9,7 +9,9 @@
 
 mod pieces;
 mod pull;
+mod serve;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use skimmer_proto::{Digest, Geometry, PieceTable};
+use skimmer_proto::{Digest, Geometry, PieceTable, Scope};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -28,7 +30,7 @@ pub use self::pull::PullThrough;
 use crate::fetch::{Cause, Failure, Fetcher};
 use crate::metrics::Metrics;
 use crate::planner::{BlobId, Why};
-use crate::source::{BlobKind, BlobRef, Class, FetchError, Origin};
+use crate::source::{BlobKind, BlobRef, Class, FetchError, Origin, Via};
 use crate::space::Space;
 
 /// `ensure` of a long range asks for this much at a time, so that the planner's memory is bounded.
@@ -48,6 +50,10 @@ pub struct Blob {
     origins: Mutex<Vec<Origin>>,
     content: RwLock<Content>,
     fetched: [AtomicU64; 3],
+    /// In the order of [`Via::ALL`].
+    fetched_via: [AtomicU64; 2],
+    /// Under which rights its bytes came here; read from disk when first asked for.
+    scopes: Mutex<Option<BTreeSet<Scope>>>,
     /// A piece has arrived.
     pub(crate) arrived: Notify,
     shared: Shared,
@@ -156,6 +162,8 @@ impl Blob {
             origins: Mutex::new(blob.origins),
             content: RwLock::new(Content { pieces, table: None }),
             fetched: Default::default(),
+            fetched_via: Default::default(),
+            scopes: Mutex::default(),
             arrived: Notify::new(),
             shared,
         })
@@ -214,6 +222,11 @@ impl Blob {
     /// Bytes received since the blob was opened, in the order of [`Class::ALL`].
     pub fn fetched(&self) -> [u64; 3] {
         self.fetched.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
+    /// The same bytes, in the order of [`Via::ALL`].
+    pub fn fetched_via(&self) -> [u64; 2] {
+        self.fetched_via.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
     /// Returns when the pieces that `range` touches are on disk and verified. Fetches what is
@@ -295,7 +308,7 @@ impl Blob {
 
     /// Everything present is as `table` says: the caller has read the whole blob and matched its
     /// SHA-256 and DiffID. Reaches disk with the next checkpoint, which starts at once.
-    pub fn prove(&self, table: PieceTable) -> Result<(), Error> {
+    pub fn prove(self: &Arc<Self>, table: PieceTable) -> Result<(), Error> {
         self.fits(&table)?;
         let mut content = self.content.write().unwrap_or_else(PoisonError::into_inner);
         let pieces = &content.pieces;
@@ -304,14 +317,21 @@ impl Blob {
             return Err(Error::Incomplete { digest: self.digest, missing });
         }
         pieces.all_verified(*table.root());
-        content.table = Some(Arc::new(table));
+        let table = Arc::new(table);
+        content.table = Some(Arc::clone(&table));
         drop(content);
         self.shared.space.upkeep.notify_one();
+        if let Some(source) = self.shared.fetcher.piece_source() {
+            source.proved(self, &table);
+        }
         Ok(())
     }
 
     /// The whole didn't match: forgets every byte, and the table.
     pub async fn distrust(&self) -> Result<(), Error> {
+        if let Some(source) = self.shared.fetcher.piece_source() {
+            source.disproved(&self.reference());
+        }
         self.start_over(None).await
     }
 
@@ -327,6 +347,10 @@ impl Blob {
             pieces.verify_against(*table.root());
         }
         *content = Content { pieces: Arc::new(pieces), table };
+        drop(content);
+        if let Some(source) = self.shared.fetcher.piece_source() {
+            source.forgotten(self.digest);
+        }
         Ok(())
     }
 
@@ -350,7 +374,8 @@ impl Blob {
         known.truncate(MAX_ORIGINS);
     }
 
-    pub(crate) fn reference(&self) -> BlobRef {
+    /// What it is and where it may be had, as far as is known here.
+    pub fn reference(&self) -> BlobRef {
         let origins = self.origins().clone();
         BlobRef { digest: self.digest, len: self.len(), kind: self.kind, origins }
     }
@@ -359,8 +384,9 @@ impl Blob {
         self.content().pieces
     }
 
-    pub(crate) fn count(&self, class: Class, bytes: usize) {
+    pub(crate) fn count(&self, class: Class, via: Via, bytes: usize) {
         self.fetched[class as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+        self.fetched_via[via as usize].fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn want(self: &Arc<Self>, range: Range<u32>, class: Class) -> crate::fetch::Ticket {

@@ -6,6 +6,8 @@
 //! `evicted/` holds blobs on their way out. Nothing here is remembered outside the files themselves: blobs and layers are what is found under
 //! `blobs-v1/` and `layers-v1/`, and their last use is their directory's modification time.
 
+mod held;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -24,9 +26,11 @@ use crate::fetch::Fetcher;
 use crate::layer::{self, LayerFiles};
 use crate::metrics::Metrics;
 use crate::planner::{Capacity, Limits};
-use crate::source::{BlobRef, Source};
+use crate::source::{BlobRef, Sources};
 use crate::space::Space;
 use crate::upkeep;
+
+pub use self::held::{Held, WeakCache};
 
 pub(crate) const BLOBS: &str = "blobs-v1";
 pub(crate) const LAYERS: &str = "layers-v1";
@@ -75,11 +79,12 @@ impl Config {
         }
     }
 
-    fn limits(&self, sources: usize) -> Limits {
+    fn limits(&self, sources: &Sources) -> Limits {
         let connections = self.connections + RESERVED_CONNECTIONS;
-        let capacity = Capacity { connections, reserved: RESERVED_CONNECTIONS };
+        let ranges = Capacity::Ranges { connections, reserved: RESERVED_CONNECTIONS };
+        let pieces = sources.pieces.as_ref().map(|_| Capacity::Pieces);
         Limits {
-            sources: vec![capacity; sources],
+            sources: pieces.into_iter().chain([ranges]).collect(),
             per_blob: self.connections_per_blob,
             background: 2,
             run_bytes: [4 << 20, 4 << 20, 1 << 20],
@@ -128,11 +133,7 @@ pub enum Error {
 impl Cache {
     /// Opens the cache in `config.root`. Must be called within a tokio runtime, which will run the
     /// transfers and the upkeep. Takes the same time whatever is cached.
-    pub fn open(
-        config: Config,
-        source: Arc<dyn Source>,
-        registry: &mut Registry,
-    ) -> Result<Self, Error> {
+    pub fn open(config: Config, sources: Sources, registry: &mut Registry) -> Result<Self, Error> {
         for name in [BLOBS, LAYERS] {
             let path = config.root.join(name);
             fs::create_dir_all(&path).map_err(|source| Error::Make { path, source })?;
@@ -144,9 +145,9 @@ impl Cache {
         let metrics = Metrics::register(registry);
         metrics.quota.set(i64::try_from(quota_bytes).unwrap_or(i64::MAX));
         let space = Arc::new(Space::new(quota_bytes));
-        let (limits, stall) = (config.limits(1), config.stall);
+        let (limits, stall) = (config.limits(&sources), config.stall);
         let (for_space, for_metrics) = (Arc::clone(&space), metrics.clone());
-        let fetcher = Fetcher::new(vec![source], limits, stall, for_space, for_metrics);
+        let fetcher = Fetcher::new(sources, limits, stall, for_space, for_metrics);
         let (deadline, read_ahead_bytes) = (config.deadline, config.read_ahead_bytes);
         let shared = Shared { fetcher, space, metrics, deadline, read_ahead_bytes };
         let inner = Arc::new(Inner { config, shared, open: Mutex::default() });

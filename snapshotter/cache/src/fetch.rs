@@ -5,6 +5,10 @@
 //!
 //! Invariant: whatever becomes of a run's job, the planner hears of its end once.
 
+mod ending;
+mod scattered;
+mod ticket;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -14,18 +18,23 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info};
+use tracing::info;
 
-use crate::blob::{Blob, Checked};
+use crate::blob::{Blob, Checked, Pieces};
 use crate::metrics::{FromSource, Metrics, Transfer};
-use crate::planner::{Action, BlobId, Event, Limits, NeedId, Outcome, Planner, Run, Why};
-use crate::source::{Blame, ByteStream, Class, FetchError, Source};
+use crate::planner::{Action, BlobId, Event, Limits, NeedId, Planner, Run, RunId, Why};
+use crate::source::{
+    Blame, ByteStream, Class, FetchError, PieceSource, Source, Sources, Urgent, Via,
+};
 use crate::space::Space;
+use ending::Ending;
+pub use ticket::Ticket;
 
 pub struct Fetcher {
-    sources: Vec<Arc<dyn Source>>,
+    /// In the order of the planner's limits.
+    sources: Vec<AnySource>,
     state: Mutex<State>,
     timer: Arc<Notify>,
     started: Instant,
@@ -36,11 +45,17 @@ pub struct Fetcher {
     stall: Duration,
 }
 
+enum AnySource {
+    Ranges(Arc<dyn Source>),
+    Pieces(Arc<dyn PieceSource>),
+}
+
 #[derive(Debug)]
 struct State {
     planner: Planner,
     waiters: HashMap<NeedId, oneshot::Sender<Result<(), Failure>>>,
     blobs: HashMap<BlobId, Known>,
+    lines: HashMap<RunId, Line>,
     next_id: u64,
 }
 
@@ -48,6 +63,13 @@ struct State {
 struct Known {
     blob: Weak<Blob>,
     cause: Option<Cause>,
+}
+
+/// The way to a run of pieces in flight.
+#[derive(Debug)]
+struct Line {
+    urgent: mpsc::UnboundedSender<Urgent>,
+    stop: Arc<Notify>,
 }
 
 /// Why a need wasn't met, and the last thing that went wrong.
@@ -78,7 +100,7 @@ impl Cause {
 impl Fetcher {
     /// Must be called within a tokio runtime, which will run the transfers.
     pub fn new(
-        sources: Vec<Arc<dyn Source>>,
+        sources: Sources,
         limits: Limits,
         stall: Duration,
         space: Arc<Space>,
@@ -88,8 +110,11 @@ impl Fetcher {
             planner: Planner::new(limits),
             waiters: HashMap::new(),
             blobs: HashMap::new(),
+            lines: HashMap::new(),
             next_id: 0,
         };
+        let pieces = sources.pieces.map(AnySource::Pieces);
+        let sources = pieces.into_iter().chain([AnySource::Ranges(sources.ranges)]).collect();
         let timer = Arc::new(Notify::new());
         let fetcher = Arc::new(Self {
             sources,
@@ -124,7 +149,8 @@ impl Fetcher {
         let known = Known { blob: Arc::downgrade(blob), cause: None };
         state.blobs.entry(blob.id).or_insert(known);
         let (pieces, piece_len) = (absent(), blob.geometry().piece_len());
-        let event = Event::Need { need, blob: blob.id, piece_len, pieces, class };
+        let taken = self.takes(blob);
+        let event = Event::Need { need, blob: blob.id, piece_len, pieces, class, taken };
         self.apply(state, event);
         Ticket { need, answer: Some(answer), fetcher: Arc::clone(self) }
     }
@@ -132,6 +158,19 @@ impl Fetcher {
     /// A blob is closed.
     pub fn forget(&self, blob: BlobId) {
         self.state().blobs.remove(&blob);
+    }
+
+    /// The source of pieces, if there is one.
+    pub fn piece_source(&self) -> Option<&Arc<dyn PieceSource>> {
+        self.sources.iter().find_map(|source| match source {
+            AnySource::Pieces(source) => Some(source),
+            AnySource::Ranges(_) => None,
+        })
+    }
+
+    /// Whether the source of pieces would take the whole of `blob` at once.
+    pub fn takes(&self, blob: &Blob) -> bool {
+        self.piece_source().is_some_and(|source| source.takes(&blob.reference()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -162,7 +201,17 @@ impl Fetcher {
             match action {
                 Action::Fetch(run) => {
                     let blob = state.blobs.get(&run.blob).map(|known| known.blob.clone());
-                    runs.push((run, blob.unwrap_or_default()));
+                    let scattered = matches!(self.sources[run.source.0], AnySource::Pieces(_));
+                    let line = scattered.then(|| state.open_line(run.id));
+                    runs.push((run, blob.unwrap_or_default(), line));
+                }
+                Action::Urge { run, pieces, class } => {
+                    // A run that is ending anyway needn't hear of it.
+                    let line = state.lines.get(&run);
+                    _ = line.map(|line| line.urgent.send(Urgent { pieces, class }));
+                }
+                Action::Stop { run } => {
+                    _ = state.lines.get(&run).map(|line| line.stop.notify_one());
                 }
                 Action::Satisfied { need } => answers.push((state.waiters.remove(&need), Ok(()))),
                 Action::Failed { need, blob, why } => {
@@ -177,9 +226,9 @@ impl Fetcher {
             // A waiter that is gone needs no answer.
             _ = waiter.map(|waiter| waiter.send(answer));
         }
-        for (run, blob) in runs {
+        for (run, blob, line) in runs {
             let fetcher = Arc::clone(self);
-            let ending = Ending { fetcher, run, failure: None, ended: false };
+            let ending = Ending { fetcher, run, failure: None, ended: false, line };
             self.runtime.spawn(async move {
                 if let Some(blob) = blob.upgrade() {
                     ending.perform(&blob).await;
@@ -189,37 +238,55 @@ impl Fetcher {
     }
 
     /// Streams a run to disk, piece by piece.
-    async fn transfer(self: &Arc<Self>, blob: &Arc<Blob>, run: &Run) -> Result<(), Cause> {
-        let source = &self.sources[run.source.0];
+    async fn transfer(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        run: &Run,
+        source: &Arc<dyn Source>,
+    ) -> Result<(), Cause> {
         let geometry = blob.geometry();
-        let last = run.pieces.end.saturating_sub(1);
-        let bytes = geometry.span(run.pieces.start).start..geometry.span(last).end;
+        let range = run.range();
+        let last = range.end.saturating_sub(1);
+        let bytes = geometry.span(range.start).start..geometry.span(last).end;
         let (pieces, reference) = (blob.pieces(), blob.reference());
         let opened = timeout(self.stall, source.fetch(&reference, bytes, run.class)).await;
         let opened = opened.unwrap_or_else(|_| Err(self.stalled(blob, source.name())));
         let stream = opened.map_err(|error| Cause::Fetch(Arc::new(error)))?;
         let mut input = Input { stream, rest: Bytes::new(), spare: BytesMut::new() };
-        for piece in run.pieces.clone() {
+        for piece in range {
             let span = geometry.span(piece);
             let len = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
             let buffer = self.receive(blob, run, &mut input, len).await?;
-            let stored = self.store(blob, &pieces, piece, &buffer).await?;
+            self.keep(blob, &pieces, run, piece, &buffer).await?;
             input.spare = buffer.try_into_mut().unwrap_or_default();
-            match stored {
-                Checked::Kept => {
-                    self.handle(Event::Arrived { run: run.id, piece });
-                    blob.arrived.notify_waiters();
-                }
-                Checked::Wrong | Checked::Sealed => {
-                    let from = FromSource { source: source.name() };
-                    self.metrics.wrong_pieces.get_or_create(&from).inc();
-                    info!(blob = %blob.digest(), piece, source = source.name(), "wrong piece dropped");
-                    let cause = Cause::Wrong { from: source.name() };
-                    self.handle_failure(run.blob, cause, Event::Wrong { run: run.id, piece });
-                }
-            }
         }
         Ok(())
+    }
+
+    /// Stores a piece and tells who has to know. Whether it was right.
+    async fn keep(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        pieces: &Arc<Pieces>,
+        run: &Run,
+        piece: u32,
+        buffer: &Bytes,
+    ) -> Result<bool, Cause> {
+        let right = self.store(blob, pieces, piece, buffer).await? == Checked::Kept;
+        if right {
+            self.handle(Event::Arrived { run: run.id, piece });
+            blob.arrived.notify_waiters();
+            if let Some(source) = self.piece_source() {
+                source.arrived(blob, piece);
+            }
+        } else {
+            let source = self.sources[run.source.0].name();
+            self.metrics.wrong_pieces.get_or_create(&FromSource { source }).inc();
+            info!(blob = %blob.digest(), piece, source, "wrong piece dropped");
+            let cause = Cause::Wrong { from: source };
+            self.handle_failure(run.blob, cause, Event::Wrong { run: run.id, piece });
+        }
+        Ok(right)
     }
 
     /// Exactly `len` bytes of the stream.
@@ -252,7 +319,7 @@ impl Fetcher {
                 }
             };
             fetched.inc_by(input.rest.len() as u64);
-            blob.count(run.class, input.rest.len());
+            blob.count(run.class, Via::Origin, input.rest.len());
         }
     }
 
@@ -260,7 +327,7 @@ impl Fetcher {
     async fn store(
         &self,
         blob: &Arc<Blob>,
-        pieces: &Arc<crate::blob::Pieces>,
+        pieces: &Arc<Pieces>,
         piece: u32,
         buffer: &Bytes,
     ) -> Result<Checked, Cause> {
@@ -284,6 +351,18 @@ impl Fetcher {
         }
     }
 
+    /// A run is about to end: its pieces may be fetched elsewhere from now on.
+    fn ending(self: &Arc<Self>, run: &Run) {
+        let known = {
+            let mut state = self.state();
+            state.lines.remove(&run.id);
+            state.blobs.get(&run.blob).and_then(|known| known.blob.upgrade())
+        };
+        if let Some(blob) = known.filter(|_| self.piece_source().is_some()) {
+            self.handle(Event::Taken { blob: run.blob, taken: self.takes(&blob) });
+        }
+    }
+
     fn stalled(&self, blob: &Blob, from: &str) -> FetchError {
         unanswered(blob, from, format!("no bytes came for {} s", self.stall.as_secs()))
     }
@@ -299,6 +378,22 @@ impl State {
     const fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
+    }
+
+    fn open_line(&mut self, run: RunId) -> scattered::End {
+        let (urgent, receiver) = mpsc::unbounded_channel();
+        let stop = Arc::new(Notify::new());
+        self.lines.insert(run, Line { urgent, stop: Arc::clone(&stop) });
+        scattered::End { urgent: receiver, stop }
+    }
+}
+
+impl AnySource {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Ranges(source) => source.name(),
+            Self::Pieces(source) => source.name(),
+        }
     }
 }
 
@@ -316,74 +411,6 @@ fn unanswered(blob: &Blob, from: &str, problem: String) -> FetchError {
         blame: Blame::Registry,
         retryable: true,
         source: problem.into(),
-    }
-}
-
-/// Tells the planner of a run's end, even if its job is dropped or panics.
-struct Ending {
-    fetcher: Arc<Fetcher>,
-    run: Run,
-    failure: Option<Cause>,
-    /// The job came to its end.
-    ended: bool,
-}
-
-impl Ending {
-    async fn perform(mut self, blob: &Arc<Blob>) {
-        let source = self.fetcher.sources[self.run.source.0].name();
-        let label = Transfer { source, class: self.run.class.name() };
-        self.fetcher.metrics.runs.get_or_create(&label).inc();
-        let result = self.fetcher.transfer(blob, &self.run).await;
-        self.ended = true;
-        if let Err(cause) = result {
-            self.fetcher.metrics.failed_runs.get_or_create(&label).inc();
-            debug!(blob = %blob.digest(), source, ?cause, "fetch failed");
-            self.failure = Some(cause);
-        }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        let run = self.run.id;
-        if let Some(cause) = self.failure.take() {
-            let outcome = Outcome::Failed { retryable: cause.is_retryable() };
-            self.fetcher.handle_failure(self.run.blob, cause, Event::Ended { run, outcome });
-        } else {
-            let lost = Outcome::Failed { retryable: true };
-            let outcome = if self.ended { Outcome::Done } else { lost };
-            self.fetcher.handle(Event::Ended { run, outcome });
-        }
-    }
-}
-
-/// Somebody's wait for pieces; dropping it says that nobody waits any more.
-#[derive(Debug)]
-pub struct Ticket {
-    need: NeedId,
-    /// `None` once answered.
-    answer: Option<oneshot::Receiver<Result<(), Failure>>>,
-    fetcher: Arc<Fetcher>,
-}
-
-impl Ticket {
-    /// Resolves when every piece has arrived, or one can't be had. To be called until it resolves
-    /// once; may be cancelled.
-    pub async fn wait(&mut self) -> Result<(), Failure> {
-        let Some(answer) = self.answer.as_mut() else { return Ok(()) };
-        let result = answer.await;
-        self.answer = None;
-        // The sender is only dropped with the planner.
-        result.unwrap_or(Err(Failure { why: Why::Deadline, cause: None }))
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if self.answer.is_some() {
-            self.fetcher.state().waiters.remove(&self.need);
-            self.fetcher.handle(Event::Withdrawn { need: self.need });
-        }
     }
 }
 

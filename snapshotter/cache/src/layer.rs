@@ -101,6 +101,14 @@ impl LayerFiles {
         }
     }
 
+    /// The stored piece table, if there is one of this layer. Blocks.
+    pub fn table(&self) -> Result<Option<PieceTable>, Error> {
+        let blob = self.blob;
+        let Some(table) = self.read(TABLE)? else { return Ok(None) };
+        let table = PieceTable::decode(&table).map_err(|source| Error::Table { blob, source })?;
+        Ok((table.blob == blob).then_some(table))
+    }
+
     /// Stores the layer's objects for good; all of them or, after a crash, none. If the index is
     /// another than before, the data file goes: its chunks were that index's. Blocks.
     pub fn store(&self, index: &[u8], table: &PieceTable, inodes: &[u8]) -> Result<(), Error> {

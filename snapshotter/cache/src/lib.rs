@@ -1,4 +1,4 @@
-//! Blobs and layer data on disk, filled piece by piece from [`Source`]s.
+//! Blobs and layer data on disk, filled piece by piece from [`Sources`].
 
 mod bits;
 pub mod blob;
@@ -14,6 +14,9 @@ mod space;
 mod upkeep;
 
 pub use blob::{Blob, PullThrough};
-pub use cache::{Cache, Config, Pin, Usage};
+pub use cache::{Cache, Config, Held, Pin, Usage, WeakCache};
 pub use layer::{LayerData, LayerFiles, LayerObjects};
-pub use source::{Blame, BlobKind, BlobRef, ByteStream, Class, FetchError, Origin, Source};
+pub use source::{
+    Blame, BlobKind, BlobRef, ByteStream, Class, Delivery, FetchError, Order, Origin, PieceSource,
+    PieceStream, Source, Sources, Urgent, Via,
+};

@@ -7,14 +7,18 @@
 //!
 //! Invariants (`check` in the tests restates them):
 //! - A piece is in at most one run, whoever asks for it.
-//! - A source never has more runs than its connections, and the reserved ones carry faults only.
-//! - No background run starts while a fault is in flight.
+//! - A source of ranges never has more runs than its connections, and the reserved ones carry
+//!   faults only; no background run starts there while a fault is in flight.
+//! - A source of pieces is given everything of a class that waits, in one run, if it takes the blob,
+//!   and hears of each piece that becomes more urgent meanwhile.
 //! - A need ends exactly once: satisfied, failed or withdrawn.
 
 mod event;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use skimmer_proto::PieceSet;
 
 pub use self::event::{
     Action, BlobId, Capacity, Event, Limits, NeedId, Now, Outcome, Run, RunId, SourceId, Why,
@@ -49,7 +53,12 @@ struct Blob {
     /// What isn't in flight, most urgent first.
     waiting: BTreeSet<(Class, NeedId, u32)>,
     health: Vec<Health>,
+    /// In flight, from sources of ranges.
     runs: usize,
+    /// In flight, from sources of pieces.
+    scattered: usize,
+    /// Whether sources of pieces take it.
+    taken: bool,
     last_arrival: Now,
 }
 
@@ -103,10 +112,17 @@ impl Planner {
     pub fn apply(&mut self, now: Now, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Need { need, blob, piece_len, pieces, class } => {
-                self.need(now, need, (blob, piece_len), pieces, class, &mut actions);
+            Event::Need { need, blob, piece_len, pieces, class, taken } => {
+                self.blob(now, blob, piece_len).taken = taken;
+                self.need(now, need, blob, pieces, class, &mut actions);
+                self.forget_if_idle(blob);
             }
-            Event::Withdrawn { need } => self.close(need),
+            Event::Taken { blob, taken } => {
+                if let Some(blob) = self.blobs.get_mut(&blob) {
+                    blob.taken = taken;
+                }
+            }
+            Event::Withdrawn { need } => self.close(need, &mut actions),
             Event::Arrived { run, piece } => self.arrived(now, run, piece, &mut actions),
             Event::Wrong { run, piece } => self.wrong(run, piece, &mut actions),
             Event::Ended { run, outcome } => self.ended(now, run, outcome, &mut actions),
@@ -131,55 +147,83 @@ impl Planner {
         backoff.into_iter().chain(deadline).min()
     }
 
-    fn need(
-        &mut self,
-        now: Now,
-        id: NeedId,
-        (blob_id, piece_len): (BlobId, u64),
-        pieces: Vec<u32>,
-        class: Class,
-        actions: &mut Vec<Action>,
-    ) {
-        let pieces: Vec<u32> = pieces.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        if pieces.is_empty() {
-            actions.push(Action::Satisfied { need: id });
-            return;
-        }
+    fn blob(&mut self, now: Now, id: BlobId, piece_len: u64) -> &mut Blob {
         let sources = self.limits.sources.len();
-        let blob = self.blobs.entry(blob_id).or_insert_with(|| Blob {
+        self.blobs.entry(id).or_insert_with(|| Blob {
             piece_len,
             pieces: BTreeMap::new(),
             waiting: BTreeSet::new(),
             health: vec![Health::default(); sources],
             runs: 0,
+            scattered: 0,
+            taken: false,
             last_arrival: now,
-        });
+        })
+    }
+
+    fn need(
+        &mut self,
+        now: Now,
+        id: NeedId,
+        blob_id: BlobId,
+        pieces: Vec<u32>,
+        class: Class,
+        actions: &mut Vec<Action>,
+    ) {
+        let pieces: Vec<u32> = pieces.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let Some(blob) = self.blobs.get_mut(&blob_id).filter(|_| !pieces.is_empty()) else {
+            actions.push(Action::Satisfied { need: id });
+            return;
+        };
+        let mut urged: BTreeMap<RunId, PieceSet> = BTreeMap::new();
         for piece in &pieces {
             let wanted = blob.pieces.entry(*piece).or_default();
+            let before = wanted.needs.iter().map(|need| self.needs[need].class).min();
             wanted.needs.push(id);
-            match wanted.run.and_then(|run| self.flights.get_mut(&run)) {
-                Some(flight) => flight.class = flight.class.min(class),
-                None => _ = blob.waiting.insert((class, id, *piece)),
+            let Some((run, flight)) =
+                wanted.run.and_then(|run| Some((run, self.flights.get_mut(&run)?)))
+            else {
+                blob.waiting.insert((class, id, *piece));
+                continue;
+            };
+            if !self.limits.is_scattered(flight.source) {
+                flight.class = flight.class.min(class);
+            } else if before.is_none_or(|before| class < before) {
+                urged.entry(run).or_default().insert(*piece);
             }
         }
+        let urge = |(run, pieces)| Action::Urge { run, pieces, class };
+        actions.extend(urged.into_iter().map(urge));
         let deadline = now + self.limits.deadline;
         self.deadlines.insert((deadline, id));
         let left = pieces.len();
         self.needs.insert(id, Need { blob: blob_id, class, pieces, left, deadline });
     }
 
-    /// Forgets a need; what is in flight for it goes on.
-    fn close(&mut self, id: NeedId) {
+    /// Forgets a need. What is in flight for it goes on where it is a short range.
+    fn close(&mut self, id: NeedId, actions: &mut Vec<Action>) {
         let Some(need) = self.needs.remove(&id) else { return };
         self.deadlines.remove(&(need.deadline, id));
         let Some(blob) = self.blobs.get_mut(&need.blob) else { return };
+        let mut unwanted = BTreeSet::new();
         for piece in need.pieces {
             blob.waiting.remove(&(need.class, id, piece));
             if let Some(wanted) = blob.pieces.get_mut(&piece) {
                 wanted.needs.retain(|other| *other != id);
-                if wanted.needs.is_empty() && wanted.run.is_none() {
-                    blob.pieces.remove(&piece);
+                match wanted.run {
+                    Some(run) if wanted.needs.is_empty() => _ = unwanted.insert(run),
+                    None if wanted.needs.is_empty() => _ = blob.pieces.remove(&piece),
+                    _ => {}
                 }
+            }
+        }
+        for run in unwanted {
+            let Some(flight) = self.flights.get(&run) else { continue };
+            let is_wanted = |piece| {
+                blob.pieces.get(piece).is_some_and(|wanted: &Piece| !wanted.needs.is_empty())
+            };
+            if self.limits.is_scattered(flight.source) && !flight.left.iter().any(is_wanted) {
+                actions.push(Action::Stop { run });
             }
         }
         self.forget_if_idle(need.blob);
@@ -187,8 +231,8 @@ impl Planner {
 
     fn fail(&mut self, need: NeedId, why: Why, actions: &mut Vec<Action>) {
         if let Some(blob) = self.needs.get(&need).map(|need| need.blob) {
-            self.close(need);
             actions.push(Action::Failed { need, blob, why });
+            self.close(need, actions);
         }
     }
 
@@ -207,7 +251,7 @@ impl Planner {
             let Some(need) = self.needs.get_mut(&id) else { continue };
             need.left -= 1;
             if need.left == 0 {
-                self.close(id);
+                self.close(id, actions);
                 actions.push(Action::Satisfied { need: id });
             }
         }
@@ -222,8 +266,10 @@ impl Planner {
         let Some(blob) = self.blobs.get_mut(&id) else { return };
         let Some(wanted) = blob.pieces.get_mut(&piece) else { return };
         *wanted.wrong.entry(source).or_default() += 1;
-        let hopeless = (0..self.limits.sources.len()).all(|source| {
-            wanted.wrong.get(&SourceId(source)).is_some_and(|times| *times >= self.limits.wrong)
+        let limits = &self.limits;
+        let hopeless = (0..limits.sources.len()).map(SourceId).all(|source| {
+            wanted.wrong.get(&source).is_some_and(|times| *times >= limits.wrong)
+                || (limits.is_scattered(source) && !blob.taken)
         });
         let needs = wanted.needs.clone();
         self.put_back(id, piece);
@@ -240,7 +286,11 @@ impl Planner {
             self.put_back(flight.blob, piece);
         }
         let Some(blob) = self.blobs.get_mut(&flight.blob) else { return };
-        blob.runs -= 1;
+        if self.limits.is_scattered(flight.source) {
+            blob.scattered -= 1;
+        } else {
+            blob.runs -= 1;
+        }
         let health = &mut blob.health[flight.source.0];
         if let Outcome::Failed { retryable } = outcome {
             let factor = 1_u32.checked_shl(health.failures).unwrap_or(u32::MAX);
@@ -249,7 +299,11 @@ impl Planner {
             health.not_before = now + wait;
             health.refused |= !retryable;
         }
-        if blob.health.iter().all(|health| health.refused) {
+        let limits = &self.limits;
+        let is_closed = |(source, health): (usize, &Health)| {
+            health.refused || (limits.is_scattered(SourceId(source)) && !blob.taken)
+        };
+        if blob.health.iter().enumerate().all(is_closed) {
             // Whoever asks next is answered by a new attempt, not by this memory.
             blob.health = vec![Health::default(); self.limits.sources.len()];
             let needs = self.needs.iter().filter(|(_, need)| need.blob == flight.blob);
@@ -276,7 +330,7 @@ impl Planner {
     }
 
     fn forget_if_idle(&mut self, id: BlobId) {
-        if self.blobs.get(&id).is_some_and(|blob| blob.pieces.is_empty() && blob.runs == 0) {
+        if self.blobs.get(&id).is_some_and(Blob::is_idle) {
             self.blobs.remove(&id);
         }
     }
@@ -307,26 +361,40 @@ impl Planner {
         let (Priority { class, piece: first, .. }, id, source) = candidates.min()?;
         let run = RunId(self.next_run);
         self.next_run += 1;
+        let scattered = self.limits.is_scattered(source);
         let blob = self.blobs.get_mut(&id)?;
         let longest = (self.limits.run_bytes[class as usize] / blob.piece_len).max(1);
-        let mut end = first;
-        for _ in 0..longest {
-            let Some(wanted) = blob.pieces.get_mut(&end) else { break };
-            let urgent = wanted.needs.iter().any(|n| self.needs[n].class <= class);
-            let tired = wanted.wrong.get(&source).is_some_and(|n| *n >= self.limits.wrong);
-            if wanted.run.is_some() || !urgent || tired {
-                break;
+        let candidates: Vec<u32> = if scattered {
+            let of_class = blob.waiting.iter().take_while(|(c, ..)| *c <= class);
+            of_class.map(|(.., piece)| *piece).collect()
+        } else {
+            (u64::from(first)..u64::from(first) + longest)
+                .filter_map(|piece| u32::try_from(piece).ok())
+                .collect()
+        };
+        let mut pieces = PieceSet::new();
+        for piece in candidates {
+            let fit = blob.pieces.get_mut(&piece).filter(|wanted| {
+                let urgent = wanted.needs.iter().any(|n| self.needs[n].class <= class);
+                let tired = wanted.wrong.get(&source).is_some_and(|n| *n >= self.limits.wrong);
+                wanted.run.is_none() && urgent && !tired
+            });
+            match fit {
+                Some(wanted) => {
+                    wanted.run = Some(run);
+                    for need in &wanted.needs {
+                        blob.waiting.remove(&(self.needs[need].class, *need, piece));
+                    }
+                    pieces.insert(piece);
+                }
+                None if scattered => {}
+                None => break,
             }
-            wanted.run = Some(run);
-            for need in &wanted.needs {
-                blob.waiting.remove(&(self.needs[need].class, *need, end));
-            }
-            end += 1;
         }
-        blob.runs += 1;
-        let left = (first..end).collect();
+        blob.count(scattered);
+        let left = pieces.iter().collect();
         self.flights.insert(run, Flight { blob: id, source, class, left });
-        Some(Run { id: run, blob: id, source, pieces: first..end, class })
+        Some(Run { id: run, blob: id, source, pieces, class })
     }
 
     /// The most urgent piece of a blob that may start, and from where.
@@ -349,7 +417,8 @@ impl Planner {
         blob: &'a Blob,
         class: Class,
     ) -> impl Iterator<Item = SourceId> + 'a {
-        let in_flight = |class| self.flights.values().filter(move |f| f.class == class).count();
+        let ranges = || self.flights.values().filter(|f| !self.limits.is_scattered(f.source));
+        let in_flight = move |class| ranges().filter(move |f| f.class == class).count();
         let allowed = match class {
             Class::Fault => true,
             Class::PullThrough => blob.runs < self.limits.per_blob,
@@ -361,12 +430,37 @@ impl Planner {
         };
         let sources = self.limits.sources.iter().zip(&blob.health).enumerate();
         sources.filter_map(move |(source, (capacity, health))| {
-            let reserved = if class == Class::Fault { 0 } else { capacity.reserved };
-            let busy = self.flights.values().filter(|f| f.source.0 == source).count();
-            let free = busy < capacity.connections.saturating_sub(reserved);
+            let free = match *capacity {
+                Capacity::Pieces => blob.taken,
+                Capacity::Ranges { connections, reserved } => {
+                    let reserved = if class == Class::Fault { 0 } else { reserved };
+                    let busy = self.flights.values().filter(|f| f.source.0 == source).count();
+                    allowed && busy < connections.saturating_sub(reserved)
+                }
+            };
             let fit = !health.refused && health.not_before <= now;
-            (allowed && free && fit).then_some(SourceId(source))
+            (free && fit).then_some(SourceId(source))
         })
+    }
+}
+
+impl Blob {
+    fn is_idle(&self) -> bool {
+        self.pieces.is_empty() && self.runs == 0 && self.scattered == 0
+    }
+
+    const fn count(&mut self, scattered: bool) {
+        if scattered {
+            self.scattered += 1;
+        } else {
+            self.runs += 1;
+        }
+    }
+}
+
+impl Limits {
+    fn is_scattered(&self, source: SourceId) -> bool {
+        matches!(self.sources.get(source.0), Some(Capacity::Pieces))
     }
 }
 

@@ -1,16 +1,21 @@
-//! Where bytes come from: the one trait between the cache and the network.
+//! Where bytes come from: the traits between the cache and the network.
 //!
-//! The registry implements it, and so will the swarm. A source delivers bytes and nothing else:
-//! what to fetch next is the planner's decision, whether the bytes are right is the blob's.
+//! The registry is a [`Source`]: it serves ranges, and the cache's planner decides which is next. The
+//! swarm is a [`PieceSource`]: it is told everything that is wanted, and finds the order itself.
+//! Either delivers bytes and nothing else: whether they are right is the blob's to say.
 
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use skimmer_proto::Digest;
+use skimmer_proto::{Digest, Geometry, PieceSet, PieceTable};
+use tokio::sync::mpsc;
+
+use crate::blob::Blob;
 
 /// A place that serves ranges of blobs.
 #[async_trait]
@@ -32,6 +37,102 @@ pub trait Source: Send + Sync + 'static {
 
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;
 
+/// A place that gets any set of pieces, in the order that it finds best.
+///
+/// It is also told what becomes of blobs, so that it can serve them to others. The calls that
+/// aren't async come from the middle of the cache's work: they return at once.
+#[async_trait]
+pub trait PieceSource: Send + Sync + 'static {
+    /// A short name for logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Whether it would fetch pieces of `blob` now. May change at any time.
+    fn takes(&self, blob: &BlobRef) -> bool;
+
+    /// Opens a stream of the order's pieces: each once, in any order, each whole; or an error, after
+    /// which what is missing is had elsewhere. Dropping the stream says that nobody wants the rest.
+    async fn fetch(&self, order: Order) -> Result<PieceStream, FetchError>;
+
+    /// A piece that it delivered doesn't match the blob's table.
+    fn wrong(&self, blob: &BlobRef, piece: u32);
+
+    /// A piece is on disk, wherever it came from.
+    fn arrived(&self, blob: &Arc<Blob>, piece: u32);
+
+    /// The whole blob is on disk, and is what its digest and `table` say.
+    fn proved(&self, blob: &Arc<Blob>, table: &Arc<PieceTable>);
+
+    /// The whole blob was on disk, but isn't what its digest says; what is wrong is unknown.
+    fn disproved(&self, blob: &BlobRef);
+
+    /// The blob's bytes are gone from disk.
+    fn forgotten(&self, blob: Digest);
+}
+
+/// What a [`PieceSource`] is asked for.
+#[derive(Debug)]
+pub struct Order {
+    pub blob: BlobRef,
+    pub geometry: Geometry,
+    /// Not empty.
+    pub pieces: PieceSet,
+    pub class: Class,
+    /// What the pieces are checked against when they arrive; `None`: only the whole can be checked.
+    pub table: Option<Arc<PieceTable>>,
+    /// Pieces of this order that have become more urgent.
+    pub urgent: mpsc::UnboundedReceiver<Urgent>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Urgent {
+    pub pieces: PieceSet,
+    pub class: Class,
+}
+
+pub type PieceStream = Pin<Box<dyn Stream<Item = Result<Delivery, FetchError>> + Send>>;
+
+/// A piece, whole.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub piece: u32,
+    pub bytes: Bytes,
+    pub via: Via,
+}
+
+/// Where a piece came from in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// The registry or URL that the blob comes from.
+    Origin,
+    /// Another node.
+    Peer,
+}
+
+impl Via {
+    pub const ALL: [Self; 2] = [Self::Origin, Self::Peer];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Origin => "registry",
+            Self::Peer => "swarm",
+        }
+    }
+}
+
+/// All the places that a cache fetches from.
+pub struct Sources {
+    /// Asked first, for the blobs that it takes.
+    pub pieces: Option<Arc<dyn PieceSource>>,
+    /// For everything else, and if `pieces` fails.
+    pub ranges: Arc<dyn Source>,
+}
+
+impl Sources {
+    pub fn only(ranges: Arc<dyn Source>) -> Self {
+        Self { pieces: None, ranges }
+    }
+}
+
 /// A blob and where it may be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobRef {
@@ -39,7 +140,7 @@ pub struct BlobRef {
     /// Length in bytes, from the descriptor that names the blob.
     pub len: u64,
     pub kind: BlobKind,
-    /// In order of preference; at least one.
+    /// In order of preference; at least one where something is to be fetched.
     pub origins: Vec<Origin>,
 }
 

@@ -172,7 +172,7 @@ impl Inner {
     }
 
     /// Visits the directories of `kind`; what has gone meanwhile is passed over.
-    fn each(
+    pub fn each(
         &self,
         kind: &str,
         mut visit: impl FnMut(Digest, &Path, SystemTime) -> io::Result<()>,
@@ -237,6 +237,9 @@ impl Inner {
             open.blobs.remove(&digest)
         };
         drop(closed);
+        if let Some(source) = self.shared.fetcher.piece_source() {
+            source.forgotten(digest);
+        }
         fs::remove_dir_all(&gone)?;
         Ok(true)
     }

@@ -128,7 +128,7 @@ fn cache(config: &Config, registry: &Registry, metrics: &mut Metrics) -> anyhow:
         connections_per_blob: config.fetch.connections,
         ..skimmer_cache::Config::new(config.root.join("cache"))
     };
-    Ok(Cache::open(settings, Arc::new(registry.clone()), metrics)?)
+    Ok(Cache::open(settings, skimmer_cache::Sources::only(Arc::new(registry.clone())), metrics)?)
 }
 
 fn layers(

@@ -17,8 +17,12 @@ const SEGMENT: u64 = 8 << 20;
 /// Delivered pieces whose memory may be used again.
 const KEPT: usize = 4;
 
+/// Pieces asked for at a time where a source takes the whole blob.
+const WHOLE_STEP: u32 = 1 << 14;
+
 /// Delivers a blob piece by piece. Fetches at most the read-ahead window beyond what has been
-/// delivered; what it fetches goes to disk, and one piece at a time comes into memory.
+/// delivered, unless a source takes the whole blob: that one is asked for all of it, so that it can
+/// fetch what others lack first. What comes goes to disk, and one piece at a time into memory.
 #[derive(Debug)]
 pub struct PullThrough {
     blob: Arc<Blob>,
@@ -103,6 +107,14 @@ impl PullThrough {
         let step = u32::try_from(SEGMENT / geometry.piece_len()).unwrap_or(1).max(1);
         let edge = geometry.span(self.next).start + self.window;
         self.asked = self.asked.max(self.next);
+        if self.asked < geometry.pieces()
+            && self.asked - self.next < WHOLE_STEP / 2
+            && self.blob.shared.fetcher.takes(&self.blob)
+        {
+            let pieces = self.asked..geometry.pieces().min(self.asked + WHOLE_STEP);
+            self.asked = pieces.end;
+            self.segments.push_back((pieces.clone(), self.blob.want(pieces, self.class)));
+        }
         while self.asked < geometry.pieces()
             && (self.asked == self.next || geometry.span(self.asked).start < edge)
         {

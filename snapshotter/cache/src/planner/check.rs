@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Action, BlobId, Event, Limits, NeedId, Outcome, Run, RunId, Why};
+use super::{Action, BlobId, Capacity, Event, Limits, NeedId, Outcome, Run, RunId, Why};
 use crate::source::Class;
 
 /// Watches a history and panics at the first step that breaks an invariant.
@@ -16,6 +16,9 @@ pub struct Check {
     pub failed: BTreeMap<NeedId, Why>,
     classes: BTreeMap<NeedId, Class>,
     piece_lens: BTreeMap<BlobId, u64>,
+    taken: BTreeMap<BlobId, bool>,
+    /// What runs of sources of pieces have been told of urgency.
+    urged: BTreeMap<(RunId, u32), Class>,
 }
 
 impl Check {
@@ -28,6 +31,8 @@ impl Check {
             failed: BTreeMap::new(),
             classes: BTreeMap::new(),
             piece_lens: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            urged: BTreeMap::new(),
         }
     }
 
@@ -36,6 +41,20 @@ impl Check {
         for action in actions {
             match action {
                 Action::Fetch(run) => self.fetch(run),
+                Action::Urge { run, pieces, class } => {
+                    let (flying, left) = &self.in_flight[run];
+                    assert!(self.is_scattered(flying), "{run:?} orders its own work");
+                    for piece in pieces.iter() {
+                        assert!(left.contains(&piece), "{piece} isn't in {run:?}");
+                        assert!(self.class_wanted(flying.blob, piece) == Some(*class));
+                        self.urged.insert((*run, piece), *class);
+                    }
+                }
+                Action::Stop { run } => {
+                    let (flying, left) = &self.in_flight[run];
+                    assert!(self.is_scattered(flying));
+                    assert!(left.iter().all(|p| self.class_wanted(flying.blob, *p).is_none()));
+                }
                 Action::Satisfied { need } => {
                     let (_, left) = self.open.remove(need).expect("satisfied once");
                     assert!(left.is_empty(), "{need:?} still lacks {left:?}");
@@ -49,15 +68,34 @@ impl Check {
             }
         }
         assert!(self.open.values().all(|(_, left)| !left.is_empty()), "an answer is owed");
+        for (run, left) in self.in_flight.values().filter(|(run, _)| self.is_scattered(run)) {
+            for piece in left {
+                let wanted = self.class_wanted(run.blob, *piece);
+                let told = self.urged.get(&(run.id, *piece)).copied().unwrap_or(run.class);
+                assert!(wanted.is_none_or(|class| told <= class), "{run:?} isn't told of {piece}");
+            }
+        }
+    }
+
+    fn is_scattered(&self, run: &Run) -> bool {
+        matches!(self.limits.sources[run.source.0], Capacity::Pieces)
+    }
+
+    /// The most urgent class that waits for a piece.
+    fn class_wanted(&self, blob: BlobId, piece: u32) -> Option<Class> {
+        let wanting = self.open.iter().filter(|(_, (b, left))| *b == blob && left.contains(&piece));
+        wanting.map(|(need, _)| self.classes[need]).min()
     }
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Need { need, blob, pieces, class, piece_len } => {
+            Event::Need { need, blob, pieces, class, piece_len, taken } => {
+                self.taken.insert(*blob, *taken);
                 self.open.insert(*need, (*blob, pieces.iter().copied().collect()));
                 self.classes.insert(*need, *class);
                 self.piece_lens.insert(*blob, *piece_len);
             }
+            Event::Taken { blob, taken } => _ = self.taken.insert(*blob, *taken),
             Event::Withdrawn { need } => _ = self.open.remove(need),
             Event::Arrived { run, piece } => {
                 let Some((run, left)) = self.in_flight.get_mut(run) else { return };
@@ -83,30 +121,41 @@ impl Check {
     fn fetch(&mut self, run: &Run) {
         assert!(!run.pieces.is_empty());
         let flying = self.in_flight.values().filter(|(other, _)| other.blob == run.blob);
-        for piece in run.pieces.clone() {
+        for piece in run.pieces.iter() {
             assert!(flying.clone().all(|(_, left)| !left.contains(&piece)), "{piece} twice");
             let wanted = self.open.iter().any(|(need, (blob, left))| {
                 *blob == run.blob && left.contains(&piece) && self.classes[need] <= run.class
             });
             assert!(wanted, "nobody so urgent wants {piece} of {run:?}");
         }
-        let len = self.piece_lens[&run.blob] * run.pieces.len() as u64;
+        match self.limits.sources[run.source.0] {
+            Capacity::Pieces => assert!(self.taken[&run.blob], "{run:?} of a blob not taken"),
+            Capacity::Ranges { connections, reserved } => {
+                self.fetch_range(run, connections, reserved);
+            }
+        }
+        self.in_flight.insert(run.id, (run.clone(), run.pieces.iter().collect()));
+    }
+
+    fn fetch_range(&self, run: &Run, connections: usize, reserved: usize) {
+        assert_eq!(run.pieces.runs().collect::<Vec<_>>(), [run.range()]);
+        let len = self.piece_lens[&run.blob] * u64::from(run.pieces.len());
         let longest = self.limits.run_bytes[run.class as usize];
         assert!(run.pieces.len() == 1 || len <= longest, "{run:?} is too long");
-        let here = self.in_flight.values().filter(|(other, _)| other.source == run.source).count();
-        let capacity = self.limits.sources[run.source.0];
+        let ranges = || self.in_flight.values().filter(|(other, _)| !self.is_scattered(other));
+        let here = ranges().filter(|(other, _)| other.source == run.source).count();
         let usable = match run.class {
-            Class::Fault => capacity.connections,
-            _ => capacity.connections - capacity.reserved,
+            Class::Fault => connections,
+            _ => connections - reserved,
         };
         assert!(here < usable, "{run:?} over capacity");
         if run.class != Class::Fault {
-            assert!(flying.count() < self.limits.per_blob, "{run:?} over the blob's share");
+            let of_blob = ranges().filter(|(other, _)| other.blob == run.blob).count();
+            assert!(of_blob < self.limits.per_blob, "{run:?} over the blob's share");
         }
         if run.class == Class::Background {
-            let faults = self.in_flight.values().filter(|(other, _)| other.class == Class::Fault);
+            let faults = ranges().filter(|(other, _)| other.class == Class::Fault);
             assert_eq!(faults.count(), 0, "{run:?} beside a fault");
         }
-        self.in_flight.insert(run.id, (run.clone(), run.pieces.clone().collect()));
     }
 }

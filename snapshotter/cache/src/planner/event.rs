@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use skimmer_proto::PieceSet;
+
 use crate::source::Class;
 
 /// Time since the planner started.
@@ -43,10 +45,15 @@ pub struct Limits {
 
 /// What a source can carry at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Capacity {
-    pub connections: usize,
-    /// Of these, how many only faults may use.
-    pub reserved: usize,
+pub enum Capacity {
+    /// Runs of contiguous pieces, so many at once.
+    Ranges {
+        connections: usize,
+        /// Of these, how many only faults may use.
+        reserved: usize,
+    },
+    /// Whatever is wanted of a blob at once: the source orders and bounds its work itself.
+    Pieces,
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +65,13 @@ pub enum Event {
         piece_len: u64,
         pieces: Vec<u32>,
         class: Class,
+        /// Whether sources of the kind [`Capacity::Pieces`] take the blob.
+        taken: bool,
+    },
+    /// Sources of the kind [`Capacity::Pieces`] take the blob from now on, or don't.
+    Taken {
+        blob: BlobId,
+        taken: bool,
     },
     /// Nobody waits for this need any more.
     Withdrawn {
@@ -90,18 +104,42 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Fetch(Run),
-    Satisfied { need: NeedId },
-    Failed { need: NeedId, blob: BlobId, why: Why },
+    /// Pieces that are in flight there have become more urgent.
+    Urge {
+        run: RunId,
+        pieces: PieceSet,
+        class: Class,
+    },
+    /// Nobody waits for what the run still owes: it is to end.
+    Stop {
+        run: RunId,
+    },
+    Satisfied {
+        need: NeedId,
+    },
+    Failed {
+        need: NeedId,
+        blob: BlobId,
+        why: Why,
+    },
 }
 
-/// A request to a source: contiguous pieces of one blob.
+/// A request to a source: pieces of one blob; contiguous ones, if the source takes ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     pub id: RunId,
     pub blob: BlobId,
     pub source: SourceId,
-    pub pieces: Range<u32>,
+    pub pieces: PieceSet,
     pub class: Class,
+}
+
+impl Run {
+    /// From the first piece to the last.
+    pub fn range(&self) -> Range<u32> {
+        let first = self.pieces.first().unwrap_or(0);
+        first..first.saturating_add(self.pieces.len())
+    }
 }
 
 /// Why a need failed.

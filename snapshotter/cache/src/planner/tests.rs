@@ -13,7 +13,7 @@ const MS: Duration = Duration::from_millis(1);
 
 fn limits() -> Limits {
     Limits {
-        sources: vec![Capacity { connections: 5, reserved: 1 }],
+        sources: vec![Capacity::Ranges { connections: 5, reserved: 1 }],
         per_blob: 3,
         background: 2,
         run_bytes: [1024 * KIB, 1024 * KIB, 512 * KIB],
@@ -30,12 +30,14 @@ struct Bench {
     check: Check,
     now: Now,
     needs: u64,
+    /// Whether sources of pieces take what is asked for.
+    taken: bool,
 }
 
 impl Bench {
     fn new(limits: Limits) -> Self {
         let (planner, check) = (Planner::new(limits.clone()), Check::new(limits));
-        Self { planner, check, now: Duration::ZERO, needs: 0 }
+        Self { planner, check, now: Duration::ZERO, needs: 0, taken: true }
     }
 
     fn apply(&mut self, event: Event) -> Vec<Action> {
@@ -48,7 +50,17 @@ impl Bench {
         let need = NeedId(self.needs);
         self.needs += 1;
         let (blob, pieces) = (BlobId(blob), pieces.collect());
-        (need, self.apply(Event::Need { need, blob, piece_len: 256 * KIB, pieces, class }))
+        (
+            need,
+            self.apply(Event::Need {
+                need,
+                blob,
+                piece_len: 256 * KIB,
+                pieces,
+                class,
+                taken: self.taken,
+            }),
+        )
     }
 
     fn fail(&mut self, run: u64, retryable: bool) -> Vec<Action> {
@@ -70,7 +82,7 @@ impl Bench {
 
 fn runs(actions: &[Action]) -> Vec<(u64, Range<u32>, Class)> {
     let run = |action: &Action| match action {
-        Action::Fetch(run) => Some((run.blob.0, run.pieces.clone(), run.class)),
+        Action::Fetch(run) => Some((run.blob.0, run.range(), run.class)),
         _ => None,
     };
     actions.iter().filter_map(run).collect()
@@ -187,7 +199,7 @@ fn a_wrong_piece_is_fetched_again_a_bounded_number_of_times() {
 
 #[test]
 fn a_second_source_takes_over_from_one_that_refuses_lies_or_is_full() {
-    let capacity = Capacity { connections: 1, reserved: 0 };
+    let capacity = Capacity::Ranges { connections: 1, reserved: 0 };
     let limits = Limits { sources: vec![capacity; 2], wrong: 1, ..limits() };
     let source_of = |actions: &[Action]| match actions {
         [Action::Fetch(run)] => run.source.0,
@@ -226,6 +238,65 @@ fn what_is_withdrawn_is_not_started_but_what_flies_is_kept() {
     assert!(bench.planner.blobs.is_empty() && bench.planner.flights.is_empty());
 }
 
+/// A source of pieces before one of ranges.
+fn with_pieces() -> Limits {
+    let ranges = Capacity::Ranges { connections: 5, reserved: 1 };
+    Limits { sources: vec![Capacity::Pieces, ranges], ..limits() }
+}
+
+#[test]
+fn a_source_of_pieces_gets_everything_at_once_and_hears_of_urgency() {
+    let mut bench = Bench::new(with_pieces());
+    let (_, actions) = bench.need(1, 0..1000, Class::PullThrough);
+    let [Action::Fetch(run)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((run.source, run.pieces.len()), (SourceId(0), 1000));
+    let (fault, actions) = bench.need(1, 998..1002, Class::Fault);
+    let urge = Action::Urge {
+        run: RunId(0),
+        pieces: std::iter::once(998..1000).collect(),
+        class: Class::Fault,
+    };
+    assert_eq!(actions[0], urge);
+    assert_eq!(runs(&actions), [(1, 1000..1002, Class::Fault)], "the rest is a run of its own");
+    bench.need(1, 999..1000, Class::Background);
+    bench.apply(Event::Arrived { run: RunId(0), piece: 998 });
+    bench.apply(Event::Arrived { run: RunId(0), piece: 999 });
+    let done = bench.finish(1);
+    assert!(done.contains(&Action::Satisfied { need: fault }), "{done:?}");
+}
+
+#[test]
+fn a_run_of_pieces_is_stopped_when_nobody_waits_for_the_rest() {
+    let mut bench = Bench::new(with_pieces());
+    let (first, _) = bench.need(1, 0..10, Class::PullThrough);
+    let (second, actions) = bench.need(1, 5..6, Class::PullThrough);
+    assert_eq!(actions, []);
+    assert_eq!(bench.apply(Event::Withdrawn { need: first }), []);
+    assert_eq!(bench.apply(Event::Withdrawn { need: second }), [Action::Stop { run: RunId(0) }]);
+    let (_, actions) = bench.need(1, 0..1, Class::Fault);
+    assert_eq!(runs(&actions), [], "it may still come");
+    let actions = bench.apply(Event::Ended { run: RunId(0), outcome: Outcome::Done });
+    assert_eq!(runs(&actions), [(1, 0..1, Class::Fault)]);
+}
+
+#[test]
+fn the_source_of_ranges_serves_what_the_source_of_pieces_does_not() {
+    let source_of = |actions: &[Action]| match actions {
+        [Action::Fetch(run), ..] => run.source.0,
+        other => panic!("{other:?}"),
+    };
+    let mut bench = Bench::new(Limits { wrong: 1, ..with_pieces() });
+    assert_eq!(source_of(&bench.need(1, 0..1, Class::Fault).1), 0);
+    assert_eq!(source_of(&bench.fail(0, true)), 1, "it failed");
+    bench.finish(1);
+    assert_eq!(source_of(&bench.need(2, 0..1, Class::Fault).1), 0);
+    assert_eq!(source_of(&bench.apply(Event::Wrong { run: RunId(2), piece: 0 })), 1, "it lied");
+    bench.taken = false;
+    assert_eq!(source_of(&bench.need(3, 0..1, Class::Fault).1), 1, "it doesn't take the blob");
+    let refused = bench.fail(4, false);
+    assert!(matches!(refused[..], [Action::Failed { why: Why::Refused, .. }]), "{refused:?}");
+}
+
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
@@ -235,6 +306,7 @@ enum Step {
     Wrong(proptest::sample::Index),
     End(proptest::sample::Index, Outcome),
     Pass(u16),
+    Taken(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -252,6 +324,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => index().prop_map(Step::Wrong),
         3 => (index(), outcome).prop_map(|(index, outcome)| Step::End(index, outcome)),
         2 => (0..3000u16).prop_map(Step::Pass),
+        1 => any::<bool>().prop_map(Step::Taken),
     ]
 }
 
@@ -289,6 +362,12 @@ fn random_step(bench: &mut Bench, step: Step) {
                 bench.apply(Event::Ended { run, outcome });
             }
         }
+        Step::Taken(taken) => {
+            bench.taken = taken;
+            for blob in (0..3).map(BlobId) {
+                bench.apply(Event::Taken { blob, taken });
+            }
+        }
         Step::Pass(ms) => {
             bench.now += Duration::from_millis(ms.into());
             bench.apply(Event::Tick);
@@ -299,9 +378,11 @@ fn random_step(bench: &mut Bench, step: Step) {
 proptest! {
     #[test]
     fn every_history_keeps_the_invariants_and_ends(
-        steps in proptest::collection::vec(step(), 0..200), sources in 1..3usize
+        steps in proptest::collection::vec(step(), 0..200), sources in 0..4usize
     ) {
-        let sources = vec![Capacity { connections: 4, reserved: 1 }; sources];
+        let ranges = Capacity::Ranges { connections: 4, reserved: 1 };
+        let pieces = (0..sources / 2).map(|_| Capacity::Pieces);
+        let sources = pieces.chain(vec![ranges; sources % 2 + 1]).collect();
         let mut bench = Bench::new(Limits { sources, ..limits() });
         for step in steps {
             random_step(&mut bench, step);
@@ -371,7 +452,7 @@ impl Link {
         let now = u64::try_from(bench.now.as_millis()).unwrap();
         for action in actions {
             if let Action::Fetch(run) = action {
-                let owed = run.pieces.len() as u64 * 256 * KIB;
+                let owed = u64::from(run.pieces.len()) * 256 * KIB;
                 self.runs.insert(run.id, (now + self.round_trip, owed));
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::registry::Registry;
-use skimmer_cache::{Cache, Config};
+use skimmer_cache::{Cache, Config, Sources};
 use skimmer_proto::{Digest, Geometry, PieceTable};
 
 use crate::twin::{Twin, bytes, config, open, pulled, table};
@@ -22,7 +22,7 @@ fn small(root: &Path, twin: &Arc<Twin>, quota_bytes: u64) -> Cache {
         eviction_delay: Duration::ZERO,
         ..config(root)
     };
-    Cache::open(config, Arc::clone(twin) as _, &mut Registry::default()).unwrap()
+    Cache::open(config, Sources::only(Arc::clone(twin) as _), &mut Registry::default()).unwrap()
 }
 
 async fn until(what: &str, mut reached: impl FnMut() -> bool) {

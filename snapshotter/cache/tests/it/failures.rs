@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use skimmer_cache::{Blob, Cache, Class, Config, blob};
+use skimmer_cache::{Blob, Cache, Class, Config, Sources, blob};
 
 use crate::twin::{Deed, Request, Twin, bytes, config, open, pulled, table};
 
@@ -22,7 +22,8 @@ async fn with_config(
     let reference = twin.add(&content);
     let mut registry = Registry::default();
     let source = Arc::clone(&twin) as _;
-    let cache = Cache::open(change(config(dir.path())), source, &mut registry).unwrap();
+    let cache =
+        Cache::open(change(config(dir.path())), Sources::only(source), &mut registry).unwrap();
     let blob = cache.blob(reference).unwrap();
     blob.set_table(Arc::new(table(&content))).unwrap();
     (dir, twin, blob, registry)

@@ -7,4 +7,5 @@ mod crash;
 mod evict;
 mod failures;
 mod layers;
+mod scattered;
 mod twin;

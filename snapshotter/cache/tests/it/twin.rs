@@ -12,7 +12,7 @@ use futures::StreamExt;
 use prometheus_client::registry::Registry;
 use skimmer_cache::{
     Blame, Blob, BlobKind, BlobRef, ByteStream, Cache, Class, Config, FetchError, Origin, Source,
-    blob,
+    Sources, blob,
 };
 use skimmer_proto::piece_table::piece_value;
 use skimmer_proto::{Digest, Geometry, PieceTable};
@@ -155,7 +155,8 @@ pub fn config(root: &Path) -> Config {
 }
 
 pub fn open(root: &Path, source: &Arc<Twin>) -> Cache {
-    Cache::open(config(root), Arc::clone(source) as _, &mut Registry::default()).unwrap()
+    Cache::open(config(root), Sources::only(Arc::clone(source) as _), &mut Registry::default())
+        .unwrap()
 }
 
 /// The whole blob, by pull-through.

@@ -36,7 +36,9 @@ impl Node {
         let mut config = skimmer_cache::Config::new(root.join("cache"));
         config.deadline = deadline;
         config.quota_bytes = Some(4 << 30);
-        let cache = Cache::open(config, source.clone(), &mut registry).unwrap();
+        let cache =
+            Cache::open(config, skimmer_cache::Sources::only(source.clone()), &mut registry)
+                .unwrap();
         let mut config = Config::new(root.join("m"));
         config.deadline = deadline;
         config.min_layer_bytes = 0;

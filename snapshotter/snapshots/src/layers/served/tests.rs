@@ -95,7 +95,12 @@ async fn a_covered_mount_shows_the_directories_below() {
     let store = Store::open(&root.path().join("meta")).unwrap();
     let mut registry = Registry::default();
     let config = skimmer_cache::Config::new(root.path().join("cache"));
-    let cache = Cache::open(config, Arc::new(Memory(vec![low, own])), &mut registry).unwrap();
+    let cache = Cache::open(
+        config,
+        skimmer_cache::Sources::only(Arc::new(Memory(vec![low, own]))),
+        &mut registry,
+    )
+    .unwrap();
     let config = Config::new(root.path().join("m"));
     let layers = Layers::open(config, cache.clone(), &store, &mut registry).unwrap();
     let served = Served::new(layers, cache);
