@@ -124,6 +124,14 @@ pub enum Reason {
     SeedFirst,
     /// The node went away, or asked not to be given more.
     ParentGone,
+    /// It takes far longer than it should.
+    Overdue,
+    /// Several nodes couldn't fetch from it.
+    Complaints,
+    /// It sent wrong bytes.
+    WrongBytes,
+    /// The origin says so.
+    Refused,
 }
 
 impl fmt::Display for Reason {
@@ -137,6 +145,10 @@ impl fmt::Display for Reason {
             Self::LargeSwarm => "large swarm: the node picks among its neighbours",
             Self::SeedFirst => "a seed peer is at hand",
             Self::ParentGone => "the parent is gone",
+            Self::Overdue => "it takes far longer than it should",
+            Self::Complaints => "several nodes couldn't fetch from it",
+            Self::WrongBytes => "it sent wrong bytes",
+            Self::Refused => "the origin says so",
         })
     }
 }

@@ -1,0 +1,167 @@
+//! What follows from failed transfers: who isn't asked any more, by whom.
+//!
+//! One child's word quarantines a parent that sends wrong bytes, as everything in its place could be wrong too. So that
+//! one node can't take all others out, what it says is believed of a few parents only.
+
+use skimmer_proto::{PieceSet, TaskId};
+
+use super::Scheduler;
+use crate::event::{Fault, NodeId, Reason};
+use crate::view::What;
+
+/// Children that can't fetch from a parent until nobody is sent there any more.
+const COMPLAINTS: usize = 3;
+/// Parents that a child remembers not to ask.
+const AVOIDED: usize = 64;
+
+impl Scheduler {
+    pub(super) fn failed(
+        &mut self,
+        id: NodeId,
+        task: TaskId,
+        pieces: &PieceSet,
+        parent: Option<NodeId>,
+        fault: Fault,
+    ) {
+        let Some((task, slot)) = self.find(id, task) else { return };
+        let known = parent.and_then(|parent| self.nodes.number(parent));
+        let parent_slot = known.and_then(|n| self.nodes.get(n)?.tasks.get(&task).copied());
+        if parent.is_none() || parent_slot.is_some() {
+            self.put_back(task, slot, pieces, parent_slot);
+        }
+        match (parent, known, parent_slot) {
+            (None, ..) => self.origin_failed(task, slot, fault),
+            (Some(_), Some(number), Some(parent)) => {
+                self.parent_failed(task, (slot, id), (parent, number), pieces, fault);
+            }
+            _ => {}
+        }
+        self.after(task, slot);
+    }
+
+    /// Pieces that didn't come from there are wanted again.
+    fn put_back(&mut self, task: u32, slot: u32, pieces: &PieceSet, parent: Option<u32>) {
+        let mut at = 0;
+        while let Some(of) = self.task_mut(task)
+            && let Some(peer) = of.peer_mut(slot)
+            && at < peer.fetches.len()
+        {
+            let zone = peer.zone;
+            let fetch = &mut peer.fetches[at];
+            if fetch.parent != parent {
+                at += 1;
+                continue;
+            }
+            let failed: Vec<u32> = fetch.pieces().filter(|piece| pieces.contains(*piece)).collect();
+            for piece in &failed {
+                fetch.take(*piece);
+            }
+            let over = fetch.is_over();
+            for piece in failed {
+                of.count_copy(zone, piece, false);
+                of.set_lack(slot, piece, true);
+                if parent.is_none() {
+                    of.lost.insert(piece);
+                }
+            }
+            if over {
+                self.end(task, slot, at, false);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn origin_failed(&mut self, task: u32, slot: u32, fault: Fault) {
+        let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
+        let Some(peer) = of.peer_mut(slot) else { return };
+        let (id, number) = (peer.id, peer.node);
+        if fault == Fault::Refused {
+            (peer.origin, peer.refused) = (false, true);
+            self.note(task, id, What::NotEntitled, Reason::Refused);
+        } else if let Some(node) = self.nodes.get_mut(number) {
+            let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(6));
+            node.no_lease_before = self.now + wait;
+            node.failed_leases += 1;
+        }
+    }
+
+    fn parent_failed(
+        &mut self,
+        task: u32,
+        (slot, child): (u32, NodeId),
+        (parent, number): (u32, u32),
+        pieces: &PieceSet,
+        fault: Fault,
+    ) {
+        let Some(peer) = self.task(task).and_then(|of| of.peer(slot)) else { return };
+        let complainer = peer.node;
+        self.avoid(task, slot, number);
+        match fault {
+            Fault::Absent => {
+                if let Some(of) = self.task_mut(task) {
+                    pieces.iter().for_each(|piece| of.lose(parent, piece));
+                }
+                self.complain(task, parent, complainer);
+            }
+            Fault::Corrupt => self.accuse(task, child, parent, number),
+            Fault::Gone | Fault::Slow => self.complain(task, parent, complainer),
+            // The child isn't entitled there: that says nothing of the parent.
+            Fault::Refused => {}
+        }
+    }
+
+    /// A child isn't sent to a parent again.
+    pub(super) fn avoid(&mut self, task: u32, slot: u32, parent: u32) {
+        let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(slot)) else { return };
+        if !peer.avoid.contains(&parent) {
+            if peer.avoid.len() >= AVOIDED {
+                peer.avoid.remove(0);
+            }
+            peer.avoid.push(parent);
+        }
+    }
+
+    fn complain(&mut self, task: u32, parent: u32, complainer: u32) {
+        let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) else { return };
+        if !peer.complaints.contains(&complainer) && peer.complaints.len() < COMPLAINTS {
+            peer.complaints.push(complainer);
+            if peer.complaints.len() == COMPLAINTS {
+                self.quarantine(task, parent, Reason::Complaints);
+            }
+        }
+    }
+
+    fn accuse(&mut self, task: u32, child: NodeId, parent: u32, number: u32) {
+        let most = self.limits.accusations as usize;
+        let Some(parent_id) = self.nodes.get(number).map(|node| node.id) else { return };
+        let accuser = self.nodes.number(child).and_then(|n| self.nodes.get_mut(n));
+        let Some(accuser) = accuser else { return };
+        if accuser.accused.len() >= most && !accuser.accused.contains(&parent_id) {
+            return;
+        }
+        accuser.accused.insert(parent_id);
+        self.quarantine(task, parent, Reason::WrongBytes);
+        let strikes = self.limits.strikes;
+        let Some(node) = self.nodes.get_mut(number) else { return };
+        node.strikes += 1;
+        if node.strikes >= strikes && !std::mem::replace(&mut node.quarantined, true) {
+            let tasks: Vec<(u32, u32)> = node.tasks.iter().map(|(t, s)| (*t, *s)).collect();
+            for (task, slot) in tasks {
+                self.quarantine(task, slot, Reason::WrongBytes);
+            }
+        }
+    }
+
+    /// Nobody fetches from the peer in this task from here on, and what it has doesn't count.
+    fn quarantine(&mut self, task: u32, slot: u32, reason: Reason) {
+        let Some(of) = self.task_mut(task) else { return };
+        let Some(peer) = of.peer(slot).filter(|peer| !peer.muted) else { return };
+        let node = peer.id;
+        of.mute(slot, true);
+        self.note(task, node, What::Quarantined, reason);
+        self.drop_children(task, slot);
+        self.unlink(task, slot);
+        self.after(task, slot);
+    }
+}

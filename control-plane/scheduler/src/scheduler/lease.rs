@@ -1,0 +1,168 @@
+//! Leases of the origin: each piece that nobody has is fetched from there by one node.
+//!
+//! Successive pieces go to different nodes, so that each can pass on its own. How many leases are out at a time follows the origin:
+//! more while the time per piece stays as short as it was at best.
+
+use skimmer_proto::PieceSet;
+
+use super::Scheduler;
+use crate::event::{Action, Class, Reason};
+use crate::fetch::{Fetch, MAX_RUN};
+use crate::task::Task;
+use crate::view::What;
+
+/// Leases that a node holds before others are asked, whatever else speaks for it.
+const FULL: u32 = 2;
+/// Bytes of one lease where no swarm waits for its first piece.
+const ALONE_BYTES: u64 = 8 << 20;
+
+/// Who gets the next lease; the least does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    /// The piece is one that a reader of its own waits for: 0, else 1.
+    own_reader: u8,
+    /// Leases beyond [`FULL`].
+    over: u32,
+    slow: bool,
+    class: Class,
+    not_seed: bool,
+    leases: u32,
+    held: u32,
+    slot: u32,
+}
+
+impl Scheduler {
+    /// Leases what nobody has, as far as the origin bears it.
+    pub(super) fn grant_leases(&mut self, task: u32) {
+        if !self.settled {
+            return;
+        }
+        while let Some(of) = self.task(task)
+            && of.active
+            && !of.orphans.is_empty()
+        {
+            let Some((slot, piece)) = self.next_lease(of) else { break };
+            self.lease(task, slot, piece);
+        }
+    }
+
+    /// The most urgent orphan and who gets it.
+    fn next_lease(&self, of: &Task) -> Option<(u32, u32)> {
+        let faults = of.slots().filter(|(_, peer)| !peer.fault.is_empty());
+        let mut urgent = PieceSet::new();
+        faults.for_each(|(_, peer)| urgent.insert_all(&peer.fault.intersection(&of.orphans)));
+        // Readers don't wait for the origin's other leases.
+        if of.leases >= of.leases_most && (urgent.is_empty() || of.leases >= of.leases_most * 2) {
+            return None;
+        }
+        let others = if of.leases < of.leases_most { Some(&of.orphans) } else { None };
+        let able: Vec<u32> = of
+            .slots()
+            .filter(|(_, peer)| {
+                let node = self.nodes.get(peer.node);
+                peer.origin && node.is_some_and(|node| node.no_lease_before <= self.now)
+            })
+            .map(|(slot, _)| slot)
+            .collect();
+        if able.is_empty() {
+            return None;
+        }
+        urgent.iter().chain(others.into_iter().flat_map(PieceSet::iter)).find_map(|piece| {
+            let scores = able.iter().filter_map(|slot| self.lease_score(of, *slot, piece));
+            scores.min().map(|score| (score.slot, piece))
+        })
+    }
+
+    fn lease_score(&self, of: &Task, slot: u32, piece: u32) -> Option<Score> {
+        let peer = of.peer(slot).filter(|peer| peer.lack.contains(piece))?;
+        let node = self.nodes.get(peer.node)?;
+        Some(Score {
+            own_reader: u8::from(!peer.fault.contains(piece)),
+            over: node.leases.saturating_sub(FULL - 1),
+            slow: node.slow,
+            class: peer.class,
+            not_seed: !node.seed,
+            leases: peer.leases,
+            held: peer.held(),
+            slot,
+        })
+    }
+
+    fn lease(&mut self, task: u32, slot: u32, first: u32) {
+        let (now, lead) = (self.now, self.lead);
+        let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
+        let Some(peer) = of.peer(slot) else { return };
+        let (node, id, zone) = (peer.node, peer.id, peer.zone);
+        let alone = ALONE_BYTES / of.shape.piece_len.max(1);
+        let most = if of.wanting <= 2 {
+            of.run.max(u32::try_from(alone).unwrap_or(MAX_RUN).clamp(1, MAX_RUN))
+        } else {
+            of.run
+        };
+        let urgent = peer.fault.contains(first);
+        let fits = |piece: u32| {
+            of.orphans.contains(piece)
+                && peer.lack.contains(piece)
+                && peer.fault.contains(piece) == urgent
+        };
+        let mut len = 1;
+        while len < most && first + len < of.shape.pieces && fits(first + len) {
+            len += 1;
+        }
+        let bytes = u64::from(len) * of.shape.piece_len;
+        let mut fetch = Fetch::new(None, first, len, bytes, now);
+        fetch.due = now + lead;
+        fetch.urgent = urgent;
+        let pieces = fetch.set();
+        for piece in pieces.iter() {
+            of.count_copy(zone, piece, true);
+            of.set_lack(slot, piece, false);
+        }
+        let lost = of.lost.intersects(&pieces);
+        of.lost.remove_all(&pieces);
+        of.leases += 1;
+        if let Some(peer) = of.peer_mut(slot) {
+            peer.leases += 1;
+            peer.fetches.push(fetch);
+        }
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.leases += 1;
+        }
+        let reason = match (lost, urgent) {
+            (true, _) => Reason::LeaseLost,
+            (false, true) => Reason::ReaderWaits,
+            (false, false) => Reason::NobodyHasIt,
+        };
+        let task_id = of.id;
+        self.note(task, id, What::Leased { first, pieces: len }, reason);
+        self.actions.push(Action::Lease { node: id, task: task_id, pieces, reason });
+    }
+
+    /// A lease is over; if `whole`, all of it arrived.
+    pub(super) fn end_lease(&mut self, task: u32, slot: u32, fetch: &Fetch, whole: bool) {
+        let now = self.now;
+        let most = self.limits.leases;
+        let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
+        of.leases = of.leases.saturating_sub(1);
+        of.lost.insert_all(&fetch.set());
+        let Some(peer) = of.peer(slot) else { return };
+        if let Some(node) = self.nodes.get_mut(peer.node) {
+            node.leases = node.leases.saturating_sub(1);
+            if whole {
+                node.failed_leases = 0;
+            }
+        }
+        if !whole {
+            return;
+        }
+        let pieces = u32::try_from(fetch.bytes / of.shape.piece_len.max(1)).unwrap_or(1).max(1);
+        let took = now.saturating_sub(fetch.since) / pieces;
+        let best = of.lease_best.map_or(took, |best| best.min(took));
+        of.lease_best = Some(best);
+        if took <= best * 3 / 2 {
+            of.leases_most = (of.leases_most + 1).min(most.1);
+        } else if took > best * 3 {
+            of.leases_most = (of.leases_most - 1).max(most.0);
+        }
+    }
+}
