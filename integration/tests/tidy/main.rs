@@ -5,12 +5,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. The data path points down: snapshots → layers → cache → Source.
-const CRATES: [(&str, &str, &[&str]); 10] = [
+const CRATES: [(&str, &str, &[&str]); 17] = [
     ("proto", "skimmer-proto", &[]),
+    ("proto/identity", "skimmer-identity", &["skimmer-proto"]),
+    ("proto/service", "skimmer-service", &[]),
     ("snapshotter/index", "skimmer-index", &["skimmer-proto"]),
     ("snapshotter/store", "skimmer-store", &[]),
     ("snapshotter/cache", "skimmer-cache", &["skimmer-proto", "skimmer-store"]),
     ("snapshotter/registry", "skimmer-registry", &["skimmer-cache", "skimmer-proto"]),
+    (
+        "snapshotter/swarm",
+        "skimmer-swarm",
+        &["skimmer-cache", "skimmer-identity", "skimmer-proto", "skimmer-store"],
+    ),
     (
         "snapshotter/layers",
         "skimmer-layers",
@@ -26,24 +33,51 @@ const CRATES: [(&str, &str, &[&str]); 10] = [
         "skimmer-daemon",
         &[
             "skimmer-cache",
+            "skimmer-identity",
             "skimmer-index",
             "skimmer-layers",
             "skimmer-proto",
             "skimmer-registry",
+            "skimmer-service",
             "skimmer-snapshots",
             "skimmer-store",
+            "skimmer-swarm",
         ],
     ),
     ("snapshotter/cli", "skimmer-cli", &["skimmer-proto"]),
-    ("integration", "skimmer-integration", &["skimmer-proto"]),
+    ("control-plane/scheduler", "skimmer-scheduler", &["skimmer-proto"]),
+    ("control-plane/store", "skimmer-control-store", &[]),
+    (
+        "control-plane/manager",
+        "skimmer-manager",
+        &["skimmer-control-store", "skimmer-identity", "skimmer-proto"],
+    ),
+    (
+        "control-plane/server",
+        "skimmer-control",
+        &[
+            "skimmer-control-store",
+            "skimmer-identity",
+            "skimmer-manager",
+            "skimmer-proto",
+            "skimmer-scheduler",
+            "skimmer-service",
+        ],
+    ),
+    (
+        "integration",
+        "skimmer-integration",
+        &["skimmer-identity", "skimmer-proto", "skimmer-scheduler", "skimmer-swarm"],
+    ),
 ];
 
 /// Pure crates: no runtime, no files, no network, no clock.
-const PURE: [(&str, &[&str]); 2] = [
+const PURE: [(&str, &[&str]); 3] = [
     (
         "proto",
         &["blake3", "hex", "prost", "prost-types", "sha2", "thiserror", "tonic", "tonic-prost"],
     ),
+    ("control-plane/scheduler", &["skimmer-proto", "thiserror"]),
     (
         "snapshotter/index",
         &[

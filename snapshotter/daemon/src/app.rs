@@ -10,6 +10,8 @@ use skimmer_cache::Cache;
 use skimmer_layers::{FuseConfig, Layers};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::Registry;
+use skimmer_service::health::{self, Health};
+use skimmer_service::socket;
 use skimmer_snapshots::identify::{Containerd, Content};
 use skimmer_snapshots::layers::Served;
 use skimmer_snapshots::records::Stored;
@@ -21,9 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::http::{self, Health};
 use crate::node::Node;
-use crate::socket;
 
 /// How long requests under way may take once the daemon has been told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ impl App {
     /// Opens everything below `config.root`. Needs no network, no containerd and no registry.
     pub async fn build(config: &Config) -> anyhow::Result<Self> {
         // First of all: two daemons must not share a root.
-        let listener = socket::listen(&config.snapshots.address)?;
+        let listener = socket::listen("snapshots.address", &config.snapshots.address)?;
         let mut metrics = Metrics::with_prefix("skimmer");
         let root = &config.root;
         std::fs::create_dir_all(root)
@@ -74,7 +74,7 @@ impl App {
     /// Serves until `stopped`, then finishes what is under way and unmounts.
     pub async fn run(self, stopped: impl Future<Output = ()>) -> anyhow::Result<()> {
         if !self.metrics_address.is_empty() {
-            tokio::spawn(http::serve(&self.metrics_address, Arc::clone(&self.health)).await?);
+            tokio::spawn(health::serve(&self.metrics_address, Arc::clone(&self.health)).await?);
         }
         let sweeper = self.snapshotter.clone();
         tokio::spawn(async move { sweeper.sweep_forever().await });

@@ -2,12 +2,12 @@
 //!
 //! `install/skimmerd.toml` lists and explains every key; a test keeps the two equal.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use skimmer_service::log::Log;
+use skimmer_service::settings::{self, Error};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -122,21 +122,6 @@ pub struct Metrics {
     pub address: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Log {
-    /// A `tracing` filter: `info`, `warn,skimmer_layers=debug`.
-    pub level: String,
-    pub format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -220,134 +205,43 @@ impl Default for Metrics {
     }
 }
 
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("read configuration {path}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("configuration {path} is not valid TOML")]
-    Syntax { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("configuration {path}: unknown key `{key}`; the nearest known one is `{nearest}`")]
-    UnknownKey { path: PathBuf, key: String, nearest: String },
-    #[error("configuration {path}: a value is not valid")]
-    Value { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("configuration {path}: `{key}` must be at least 1")]
-    Zero { path: PathBuf, key: &'static str },
-}
-
 impl Config {
+    /// # Errors
+    /// If the file can't be read, or a key or a value isn't right; the message names it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        let config: Self = settings::load(path)?;
+        config.check(path)?;
+        Ok(config)
     }
 
     /// `path` is for messages only.
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let path = path.to_owned();
-        let table: toml::Table = match toml::from_str(text) {
-            Ok(table) => table,
-            Err(source) => return Err(Error::Syntax { path, source: source.into() }),
-        };
-        let known = known_keys();
-        let mut given = Vec::new();
-        keys_of(&table, "", &mut given);
-        for key in given {
-            let is_section = known.iter().any(|k| k.starts_with(&format!("{key}.")));
-            if !known.contains(&key) && !is_section {
-                return Err(Error::UnknownKey { path, nearest: nearest(&key, &known), key });
-            }
-        }
-        // From the text, not the table, so that the message shows the line.
-        let config: Self = match toml::from_str(text) {
-            Ok(config) => config,
-            Err(source) => return Err(Error::Value { path, source: source.into() }),
-        };
-        for (key, value) in [
-            ("fetch.connections", config.fetch.connections),
-            ("fuse.threads", config.fuse.threads),
-            ("fuse.max_faults", config.fuse.max_faults),
-            ("fuse.max_background", config.fuse.max_background.into()),
-        ] {
-            if value == 0 {
-                return Err(Error::Zero { path, key });
-            }
-        }
-        Ok(config)
+    fn check(&self, path: &Path) -> Result<(), Error> {
+        settings::at_least_one(
+            path,
+            &[
+                ("fetch.connections", self.fetch.connections),
+                ("fuse.threads", self.fuse.threads),
+                ("fuse.max_faults", self.fuse.max_faults),
+                ("fuse.max_background", self.fuse.max_background.into()),
+            ],
+        )
     }
-}
-
-/// Dotted names of all keys, from the defaults.
-fn known_keys() -> Vec<String> {
-    let mut keys = Vec::new();
-    if let Ok(table) = toml::Table::try_from(Config::default()) {
-        keys_of(&table, "", &mut keys);
-    }
-    keys
-}
-
-fn keys_of(table: &toml::Table, prefix: &str, keys: &mut Vec<String>) {
-    for (name, value) in table {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        match value {
-            toml::Value::Table(inner) if !inner.is_empty() => keys_of(inner, &key, keys),
-            _ => keys.push(key),
-        }
-    }
-}
-
-/// The known key most like `key`, by the whole dotted name and by its last part.
-fn nearest(key: &str, known: &[String]) -> String {
-    let last = |k: &str| k.rsplit('.').next().unwrap_or(k).to_owned();
-    known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(key, k) + strsim::jaro_winkler(&last(key), &last(k)), k))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, k)| k.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ANNOTATED: &str = include_str!("../../../install/skimmerd.toml");
-
     fn parse(text: &str) -> Result<Config, Error> {
-        Config::parse(Path::new("skimmerd.toml"), text)
+        let path = Path::new("skimmerd.toml");
+        let config: Config = settings::parse(path, text)?;
+        config.check(path).map(|()| config)
     }
 
     #[test]
-    fn annotated_file_holds_every_key_at_its_default() {
-        assert_eq!(parse(ANNOTATED).unwrap(), Config::default());
-        let mut listed = Vec::new();
-        keys_of(&toml::from_str(ANNOTATED).unwrap(), "", &mut listed);
-        listed.sort();
-        let mut known = known_keys();
-        known.sort();
-        assert_eq!(listed, known);
-    }
-
-    #[test]
-    fn every_key_is_explained_by_a_comment_above_it() {
-        let mut lines = ANNOTATED.lines().peekable();
-        while let Some(line) = lines.next() {
-            if let Some(next) = lines.peek()
-                && next.contains(" = ")
-                && !next.starts_with('#')
-            {
-                assert!(line.starts_with('#'), "no comment above {next:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_empty_file_is_the_default() {
-        assert_eq!(parse("").unwrap(), Config::default());
+    fn the_annotated_file_is_the_defaults_explained() {
+        let text = include_str!("../../../install/skimmerd.toml");
+        settings::check_annotated::<Config>(text).unwrap();
     }
 
     #[test]

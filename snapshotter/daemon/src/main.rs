@@ -2,17 +2,14 @@
 
 mod app;
 mod config;
-mod http;
-mod log;
 mod node;
-mod socket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use skimmer_service::{log, stop};
 
 use crate::config::Config;
 
@@ -68,18 +65,6 @@ fn run(options: &Options) -> anyhow::Result<()> {
             root = %config.root.display(),
             "serving"
         );
-        app.run(stopped()?).await
-    })
-}
-
-/// Resolves on SIGTERM or SIGINT.
-fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        app.run(stop::asked()?).await
     })
 }

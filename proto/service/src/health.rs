@@ -1,4 +1,4 @@
-//! `/metrics` for Prometheus, `/live` and `/ready` for whoever supervises the daemon.
+//! `/metrics` for Prometheus, `/live` and `/ready` for whoever supervises the program.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 pub struct Health {
     pub registry: Registry,
-    /// Set while the daemon serves its socket.
+    /// Set while the program serves.
     pub ready: AtomicBool,
 }
 

@@ -1,15 +1,37 @@
-//! Where the daemon's log goes: standard error, as text or as JSON lines.
+//! Where a program's log goes: standard error, as text or as JSON lines.
 
 use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+/// The section `[log]` of a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// A `tracing` filter: `info`, `warn,skimmer_layers=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
 
 /// Whether `log.level` is a filter that can be used.
 pub fn check(config: &Log) -> anyhow::Result<()> {
     filter(config).map(|_| ())
 }
 
+/// Everything traced from now on goes there. Once a process.
 pub fn start(config: &Log) -> anyhow::Result<()> {
     let log =
         tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);

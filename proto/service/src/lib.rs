@@ -1,0 +1,8 @@
+//! What our long-running programs do alike: a strict configuration file, a log, a private unix
+//! socket, health and metrics over HTTP, and an end by signal. Knows nothing of images or clusters.
+
+pub mod health;
+pub mod log;
+pub mod settings;
+pub mod socket;
+pub mod stop;
