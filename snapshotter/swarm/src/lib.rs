@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Pieces from and to other nodes.
+
+pub mod transport;
