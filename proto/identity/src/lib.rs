@@ -14,6 +14,7 @@ pub mod key;
 pub mod peer;
 pub mod statement;
 pub mod tls;
+pub mod token;
 pub mod trust;
 
 pub use authority::Authority;
@@ -23,4 +24,5 @@ pub use key::{Key, read_csr};
 pub use peer::PeerId;
 pub use statement::SignedValue;
 pub use tls::Credentials;
+pub use token::JoinToken;
 pub use trust::Trust;
