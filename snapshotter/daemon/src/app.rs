@@ -144,6 +144,7 @@ fn layers(
         fuse: FuseConfig {
             threads: config.fuse.threads,
             read_ahead_kib: config.fuse.read_ahead_kib,
+            lazy_read_ahead_kib: config.fuse.lazy_read_ahead_kib,
             max_background: config.fuse.max_background,
             max_waiting: config.fuse.max_faults,
         },

@@ -109,8 +109,10 @@ pub struct Fuse {
     pub threads: usize,
     /// Requests the kernel may have outstanding in the background, for each mount.
     pub max_background: u16,
-    /// The kernel's read-ahead, for each mount.
+    /// The kernel's read-ahead, for each mount whose bytes are all here.
     pub read_ahead_kib: u32,
+    /// The kernel's read-ahead, for each other mount.
+    pub lazy_read_ahead_kib: u32,
     /// Reads that may wait for bytes at once, over all mounts.
     pub max_faults: usize,
 }
@@ -195,7 +197,13 @@ impl Default for Mount {
 
 impl Default for Fuse {
     fn default() -> Self {
-        Self { threads: 1, max_background: 64, read_ahead_kib: 1024, max_faults: 256 }
+        Self {
+            threads: 1,
+            max_background: 64,
+            read_ahead_kib: 1024,
+            lazy_read_ahead_kib: 128,
+            max_faults: 256,
+        }
     }
 }
 

@@ -42,8 +42,10 @@ impl Config {
 pub struct FuseConfig {
     /// Threads that take requests from the kernel, per mount.
     pub threads: usize,
-    /// The kernel's read-ahead for our mounts, KiB.
+    /// The kernel's read-ahead for a mount whose bytes are all on disk, KiB.
     pub read_ahead_kib: u32,
+    /// The same while bytes may have to be fetched: what is read ahead in vain is then fetched in vain.
+    pub lazy_read_ahead_kib: u32,
     /// Reads that the kernel may have in flight by itself, per mount.
     pub max_background: u16,
     /// Reads of one mount that wait for bytes at once; more wait their turn.
@@ -52,6 +54,12 @@ pub struct FuseConfig {
 
 impl Default for FuseConfig {
     fn default() -> Self {
-        Self { threads: 2, read_ahead_kib: 1024, max_background: 64, max_waiting: 64 }
+        Self {
+            threads: 2,
+            read_ahead_kib: 1024,
+            lazy_read_ahead_kib: 128,
+            max_background: 64,
+            max_waiting: 64,
+        }
     }
 }

@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,12 @@ use crate::metrics::Metrics;
 /// How much of the blob is read, and decoded, at a time.
 const STEP_BYTES: usize = 256 << 10;
 
-/// Chunks decoded ahead of a reader that reads on and on.
-const AHEAD: usize = 2;
+/// Chunks decoded ahead of a reader that reads on and on, at most.
+const AHEAD: usize = 4;
+
+/// Chunks that a reader has to wait for one after the other before one more is decoded ahead. Most
+/// files end sooner: the chunks behind them are somebody else's.
+const STREAK: usize = 3;
 
 /// Pauses between attempts to get bytes that a reader waits for: doubled up to the last.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -82,8 +85,7 @@ pub struct Fill {
     decoders: Arc<Decoders>,
     metrics: Arc<Metrics>,
     jobs: Mutex<BTreeMap<usize, Job>>,
-    /// One past the chunk that a reader last waited for.
-    expected: AtomicUsize,
+    streak: Mutex<Streak>,
 }
 
 impl Fill {
@@ -103,7 +105,7 @@ impl Fill {
             decoders,
             metrics,
             jobs: Mutex::default(),
-            expected: AtomicUsize::new(usize::MAX),
+            streak: Mutex::default(),
         }
     }
 
@@ -154,11 +156,11 @@ impl Fill {
     /// Starts on the chunks after `wanted` if a reader got to `wanted` by reading on.
     fn read_ahead(self: &Arc<Self>, wanted: &[usize]) {
         let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return };
-        let sequential = self.expected.swap(last + 1, Ordering::Relaxed) == *first;
-        if !sequential {
-            return;
-        }
-        let end = self.index.chunks.len().min(last + 1 + AHEAD);
+        let ahead = {
+            let mut streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
+            streak.extend(*first..last + 1)
+        };
+        let end = self.index.chunks.len().min(last + 1 + ahead);
         for chunk in (last + 1..end).filter(|chunk| !self.data.has(*chunk)) {
             // It runs by itself; whoever comes to need the chunk learns what became of it.
             drop(self.job(chunk, Class::Background));
@@ -262,6 +264,30 @@ impl Fill {
     }
 }
 
+/// The chunks, one behind the other, that readers waited for last.
+#[derive(Debug, Default)]
+struct Streak {
+    chunks: Range<usize>,
+}
+
+impl Streak {
+    /// Readers now wait for `run`: how many chunks behind it are worth decoding ahead.
+    fn extend(&mut self, run: Range<usize>) -> usize {
+        // Several reads wait for one chunk, and nobody waits for what was decoded ahead.
+        let reach = self.chunks.start..=self.chunks.end + self.ahead();
+        if !self.chunks.is_empty() && reach.contains(&run.start) {
+            self.chunks.end = run.end.max(self.chunks.end);
+        } else {
+            self.chunks = run;
+        }
+        self.ahead()
+    }
+
+    fn ahead(&self) -> usize {
+        self.chunks.len().saturating_sub(STREAK).min(AHEAD)
+    }
+}
+
 /// Collects decoded bytes into large writes at consecutive offsets.
 pub struct Writer<'a> {
     file: &'a File,
@@ -312,4 +338,27 @@ pub fn copy_within(file: &File, copy: Copy) -> io::Result<()> {
         (from, to, left) = (from + step, to + step, left - step);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streaks() {
+        let check = |runs: &[Range<usize>], expected: &[usize]| {
+            let mut streak = Streak::default();
+            let ahead: Vec<usize> = runs.iter().map(|run| streak.extend(run.clone())).collect();
+            assert_eq!(ahead, expected, "{runs:?}");
+        };
+        check(&[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8], &[0, 0, 0, 1, 2, 3, 4, 4]);
+        // Several reads wait for the same chunk.
+        check(&[5..6, 5..6, 6..7, 6..7, 7..8, 8..9, 8..9], &[0, 0, 0, 0, 0, 1, 1]);
+        // What was decoded ahead is not waited for.
+        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 3, 4]);
+        // Leaps, back or far ahead, end it.
+        check(&[0..4, 9..10, 10..11], &[1, 0, 0]);
+        check(&[5..9, 2..3, 3..4], &[1, 0, 0]);
+        check(&[0..1, 2..3, 4..5, 6..7], &[0, 0, 0, 0]);
+    }
 }

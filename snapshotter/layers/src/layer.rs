@@ -148,11 +148,22 @@ impl Layer {
             core.mount = Some(mount);
             drop(core);
             self.shared.metrics.mounts.inc();
+            self.read_far_ahead();
             Ok(result)
         } else {
             drop(core);
             drop(mount);
             Err(Cause::Released)
+        }
+    }
+
+    /// Has the kernel read on at full length once nothing that it reads has to be fetched.
+    fn read_far_ahead(&self) {
+        let core = self.core();
+        if let (Some(mount), Some(open)) = (&core.mount, &core.open)
+            && open.fill.data().complete()
+        {
+            mount.set_read_ahead(self.shared.config.fuse.read_ahead_kib);
         }
     }
 

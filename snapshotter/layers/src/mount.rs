@@ -76,7 +76,7 @@ impl Mounts {
         });
         match served {
             Ok((device, server)) => {
-                set_read_ahead(&path, config.read_ahead_kib);
+                set_read_ahead(&path, config.lazy_read_ahead_kib);
                 Ok(Mount { id, path, device, server: Some(server) })
             }
             Err(source) => {
@@ -110,6 +110,11 @@ impl Mount {
     /// The descriptor through which the kernel is answered.
     pub const fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
+    pub fn set_read_ahead(&self, kib: u32) {
+        set_read_ahead(&self.path, kib);
     }
 
     /// Takes the mount out of the file tree. Its server ends when the last user is gone.
@@ -187,8 +192,8 @@ fn remove_points(root: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Raises the kernel's read-ahead for the mount at `path`. Without it reads arrive in 128 KiB steps:
-/// slower, but right, so that failing is not an error.
+/// Sets the kernel's read-ahead for the mount at `path`. Where it can't be set, reads are slower or
+/// longer, but right, so that failing is not an error.
 fn set_read_ahead(path: &Path, kib: u32) {
     let written = mount_info().map_err(io::Error::other).and_then(|lines| {
         let line = lines.into_iter().rfind(|line| line.mount_point == path);

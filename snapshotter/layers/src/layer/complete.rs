@@ -62,6 +62,7 @@ impl Layer {
         match verified.unwrap_or(Err(Cause::Interrupted)) {
             Ok(()) => {
                 self.apply(Event::Completed, None);
+                self.read_far_ahead();
                 Ok(())
             }
             Err(Cause::Verify { source }) => Err(self.purge(&open, source).await),
