@@ -1,3 +1,4 @@
-//! Pieces from and to other nodes.
+//! Pieces from and to other nodes, as the scheduler directs.
 
+pub mod plan;
 pub mod transport;

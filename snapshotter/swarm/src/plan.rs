@@ -1,0 +1,423 @@
+//! The download planner of one node: which piece is asked of whom, and when. Pure: events in,
+//! actions out, time an argument, ties broken by a seed.
+//!
+//! The scheduler's word goes first: pieces are fetched from the parents and by the leases that it
+//! gave. The node chooses by itself, rarest piece first, where the scheduler says so (large swarms),
+//! is gone, or says nothing; and a reader's fault is asked of any known holder at once.
+//!
+//! Owns: downloads, requests in flight, what is known of peers and their have-maps.
+//! Does not own: connections, bytes, the right to read (the caller's), who is leased what.
+//!
+//! Invariants (`check` restates them without sharing code):
+//! - A piece is in at most two requests, the second only because the first is late.
+//! - The origin is read without a lease only for a reason that says so.
+//! - No peer has more unanswered pieces than its bound, and none that is banned is asked.
+//! - Reports go out only while there is a scheduler; a new one is told everything that is wanted.
+
+pub mod check;
+mod choose;
+mod download;
+mod event;
+mod links;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skimmer_cache::Class;
+use skimmer_proto::{PieceSet, TaskId};
+
+pub use self::event::{Action, Event, Fault, Limits, Now, Peer, Report, RequestId, Shape, Why};
+
+use self::download::Download;
+use self::links::{Link, Times};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Planner {
+    me: Peer,
+    seed: u64,
+    limits: Limits,
+    scheduler: bool,
+    downloads: BTreeMap<TaskId, Download>,
+    requests: BTreeMap<RequestId, Request>,
+    links: BTreeMap<Peer, Link>,
+    next_request: u64,
+    /// How long pieces took lately, from their peer being free for them.
+    bulk: Times,
+    faults: Times,
+    origin_failures: u32,
+    origin_not_before: Now,
+    /// Who isn't asked for a task again, whatever becomes of its download.
+    bans: BTreeMap<TaskId, BTreeSet<Peer>>,
+    /// Who isn't asked for anything again.
+    quarantined: BTreeSet<Peer>,
+}
+
+/// Wrong pieces after which a peer isn't asked for anything again.
+const WRONG_PIECES: u32 = 3;
+
+/// Tasks whose bans are remembered.
+const BANS: usize = 4096;
+
+#[derive(Debug)]
+struct Request {
+    task: TaskId,
+    /// `None`: the origin.
+    peer: Option<Peer>,
+    /// Not received yet.
+    left: PieceSet,
+    class: Class,
+    asked: Now,
+}
+
+impl Planner {
+    /// `seed` decides between pieces that are equally good: different on each node.
+    pub fn new(me: Peer, seed: u64, limits: Limits) -> Self {
+        Self {
+            me,
+            seed,
+            limits,
+            scheduler: false,
+            downloads: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_request: 0,
+            bulk: Times::default(),
+            faults: Times::default(),
+            origin_failures: 0,
+            origin_not_before: Now::ZERO,
+            bans: BTreeMap::new(),
+            quarantined: BTreeSet::new(),
+        }
+    }
+
+    pub fn apply(&mut self, now: Now, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.hear(now, event, &mut actions);
+        self.watch(now, &mut actions);
+        self.fill(now, &mut actions);
+        self.flush(now, &mut actions);
+        actions
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens.
+    pub fn next_wake(&self, now: Now) -> Option<Now> {
+        self.next_due(now)
+    }
+
+    /// Whether anything of the task is wanted or on its way to disk.
+    pub fn is_downloading(&self, task: &TaskId) -> bool {
+        self.downloads.get(task).is_some_and(|download| !download.is_over())
+    }
+
+    fn hear(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Want { task, shape, pieces, class, origin } => {
+                let download = self.downloads.entry(task).or_insert_with(|| {
+                    let mut download = Download::new(now, shape, origin);
+                    let bans = self.bans.get(&task).into_iter().flatten();
+                    download.banned = bans.chain(&self.quarantined).copied().collect();
+                    download
+                });
+                download.origin = origin;
+                let pieces = download.want(now, &pieces, class);
+                if self.scheduler && !pieces.is_empty() {
+                    let shape = download.shape;
+                    let want = Report::Want { task, shape, pieces, class, origin };
+                    actions.push(Action::Report(want));
+                }
+            }
+            Event::Unwant { task, pieces } => self.unwant(&task, &pieces, actions),
+            Event::Assigned { .. }
+            | Event::Leased { .. }
+            | Event::Neighbours { .. }
+            | Event::Cancelled { .. } => self.obey(now, event, actions),
+            Event::Has { task, peer, pieces, active } => {
+                if let Some(download) = self.downloads.get_mut(&task) {
+                    let holder = download.has(now, peer, &pieces);
+                    if active && !holder.active {
+                        (holder.active, holder.grew) = (true, now);
+                    }
+                }
+            }
+            Event::Received { request, piece } => self.received(now, request, piece, actions),
+            Event::Stored { task, pieces } => self.stored(now, &task, &pieces, actions),
+            Event::Wrong { task, piece } => self.wrong(task, piece, actions),
+            Event::Ended { request, outcome } => {
+                self.ended(now, request, outcome.err().unwrap_or(Fault::Absent), actions);
+            }
+            Event::PeerUp { peer } => {
+                let link = self.links.entry(peer).or_default();
+                (link.up, link.not_before) = (true, now);
+            }
+            Event::PeerLost { peer } => self.lost(now, peer, actions),
+            Event::SchedulerUp => self.introduce(actions),
+            Event::SchedulerDown => self.scheduler = false,
+            Event::Tick => {}
+        }
+    }
+
+    /// What the scheduler says.
+    fn obey(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
+        let (Event::Assigned { task, .. }
+        | Event::Leased { task, .. }
+        | Event::Neighbours { task, .. }
+        | Event::Cancelled { task, .. }) = &event
+        else {
+            return;
+        };
+        let Some(download) = self.downloads.get_mut(task) else { return };
+        download.heard = now;
+        if let Event::Assigned { pieces, .. } = &event {
+            download.leased.remove_all(pieces);
+        }
+        match event {
+            Event::Assigned { task, parent, pieces } if download.banned.contains(&parent) => {
+                let wanted = download.wanted().iter().fold(PieceSet::new(), |mut all, wanted| {
+                    all.insert_all(wanted);
+                    all
+                });
+                let pieces = wanted.intersection(&pieces);
+                self.report_failure(task, pieces, Some(parent), Fault::Refused, actions);
+            }
+            Event::Assigned { parent, pieces, .. } => {
+                for others in download.assigned.values_mut() {
+                    others.remove_all(&pieces);
+                }
+                download.has(now, parent, &pieces);
+                download.assigned.entry(parent).or_default().insert_all(&pieces);
+            }
+            Event::Leased { pieces, .. } => download.leased.insert_all(&pieces),
+            Event::Neighbours { peers, .. } => {
+                for (peer, pieces) in &peers {
+                    download.has(now, *peer, pieces);
+                }
+                download.neighbours = Some(peers.into_iter().map(|(peer, _)| peer).collect());
+            }
+            Event::Cancelled { pieces, .. } => {
+                download.leased.remove_all(&pieces);
+                for assigned in download.assigned.values_mut() {
+                    assigned.remove_all(&pieces);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn unwant(&mut self, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get_mut(task) else { return };
+        let mut carriers = Vec::new();
+        for piece in pieces.iter() {
+            download.landed.remove(&piece);
+            carriers.extend(download.settle(piece).into_iter().map(|request| (request, piece)));
+        }
+        let wanted = download.is_waiting() || !download.flying.is_empty();
+        let withdrawn = !wanted && download.landed.is_empty();
+        for (request, piece) in carriers {
+            self.relieve(request, piece, actions);
+        }
+        if withdrawn && self.scheduler {
+            actions.push(Action::Report(Report::Withdraw { task: *task }));
+        }
+    }
+
+    fn received(&mut self, now: Now, id: RequestId, piece: u32, actions: &mut Vec<Action>) {
+        let Some(request) = self.requests.get(&id).filter(|r| r.left.contains(piece)) else {
+            return;
+        };
+        let (task, peer, class) = (request.task, request.peer, request.class);
+        match peer.and_then(|peer| self.links.get_mut(&peer)) {
+            Some(link) => {
+                let took = now.saturating_sub(link.free_since.max(request.asked));
+                link.free_since = now;
+                link.strikes = 0;
+                let times = if class == Class::Fault { &mut self.faults } else { &mut self.bulk };
+                times.add(took);
+            }
+            None => self.origin_failures = 0,
+        }
+        let Some(download) = self.downloads.get_mut(&task) else { return };
+        download.heard = now;
+        let carriers = download.settle(piece);
+        download.landed.insert(piece, peer);
+        for carrier in carriers {
+            let mut after = Vec::new();
+            self.relieve(carrier, piece, &mut after);
+            // A request that has brought its last piece ends by itself.
+            actions.extend(after.into_iter().filter(|_| carrier != id));
+        }
+    }
+
+    fn stored(&mut self, now: Now, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get_mut(task) else { return };
+        if download.stored.is_empty() {
+            download.stored_since = now;
+        }
+        download.stored.insert_all(pieces);
+        download.heard = now;
+        let mut carriers = Vec::new();
+        for piece in pieces.iter() {
+            download.landed.remove(&piece);
+            // It may have come another way.
+            carriers.extend(download.settle(piece).into_iter().map(|request| (request, piece)));
+        }
+        for (request, piece) in carriers {
+            self.relieve(request, piece, actions);
+        }
+    }
+
+    fn wrong(&mut self, task: TaskId, piece: u32, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get_mut(&task) else { return };
+        let Some(sender) = download.landed.remove(&piece) else { return };
+        if let Some(peer) = sender {
+            self.ban(task, peer, Fault::Corrupt);
+        }
+        let pieces = std::iter::once(piece).collect();
+        self.report_failure(task, pieces, sender, Fault::Corrupt, actions);
+    }
+
+    /// A request need not bring `piece` any more.
+    fn relieve(&mut self, id: RequestId, piece: u32, actions: &mut Vec<Action>) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        if !request.left.remove(piece) {
+            return;
+        }
+        if let Some(link) = request.peer.and_then(|peer| self.links.get_mut(&peer)) {
+            link.unanswered = link.unanswered.saturating_sub(1);
+        }
+        if request.left.is_empty() {
+            self.requests.remove(&id);
+            actions.push(Action::Abandon { request: id });
+        }
+    }
+
+    /// A request brings nothing more. What it owes is wanted still.
+    fn ended(&mut self, now: Now, id: RequestId, fault: Fault, actions: &mut Vec<Action>) {
+        let Some(request) = self.requests.remove(&id) else { return };
+        let Request { task, peer, left, .. } = request;
+        let Some(download) = self.downloads.get_mut(&task) else { return };
+        download.take_back(now, &left, id);
+        match peer {
+            None => {
+                download.leased.remove_all(&left);
+                if fault == Fault::Refused {
+                    download.origin = false;
+                }
+                let factor = 1 << self.origin_failures.min(5);
+                self.origin_failures = (self.origin_failures + 1).min(5);
+                self.origin_not_before = now + self.limits.origin_backoff * factor;
+            }
+            Some(peer) => {
+                if let Some(assigned) = download.assigned.get_mut(&peer) {
+                    assigned.remove_all(&left);
+                }
+                let holder = download.holders.entry(peer).or_default();
+                match fault {
+                    Fault::Absent => holder.pieces.remove_all(&left),
+                    Fault::Corrupt | Fault::Refused => self.ban(task, peer, fault),
+                    Fault::Gone | Fault::Slow => {}
+                }
+                let link = self.links.entry(peer).or_default();
+                link.unanswered = link.unanswered.saturating_sub(left.len());
+                if matches!(fault, Fault::Gone | Fault::Slow) {
+                    link.punish(now, self.limits.penalty);
+                }
+            }
+        }
+        self.report_failure(task, left, peer, fault, actions);
+    }
+
+    /// The peer isn't asked for the task again, nor for anything after several wrong pieces.
+    fn ban(&mut self, task: TaskId, peer: Peer, fault: Fault) {
+        self.bans.entry(task).or_default().insert(peer);
+        if self.bans.len() > BANS {
+            self.bans.pop_first();
+        }
+        let link = self.links.entry(peer).or_default();
+        link.wrong += u32::from(fault == Fault::Corrupt);
+        if link.wrong >= WRONG_PIECES {
+            self.quarantined.insert(peer);
+        }
+        let everywhere = self.quarantined.contains(&peer);
+        for (other, download) in &mut self.downloads {
+            if everywhere || *other == task {
+                download.banned.insert(peer);
+                download.holders.remove(&peer);
+                download.assigned.remove(&peer);
+            }
+        }
+    }
+
+    fn lost(&mut self, now: Now, peer: Peer, actions: &mut Vec<Action>) {
+        self.end_all(now, peer, Fault::Gone, actions);
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.up = false;
+            link.punish(now, self.limits.penalty);
+        }
+        for download in self.downloads.values_mut() {
+            download.holders.remove(&peer);
+            download.assigned.remove(&peer);
+        }
+    }
+
+    /// Ends every request to `peer`.
+    fn end_all(&mut self, now: Now, peer: Peer, fault: Fault, actions: &mut Vec<Action>) {
+        let of_peer = self.requests.iter().filter(|(_, request)| request.peer == Some(peer));
+        let requests: Vec<_> = of_peer.map(|(id, _)| *id).collect();
+        for request in requests {
+            actions.push(Action::Abandon { request });
+            self.ended(now, request, fault, actions);
+        }
+    }
+
+    /// A scheduler that knows nothing of this node.
+    fn introduce(&mut self, actions: &mut Vec<Action>) {
+        self.scheduler = true;
+        for (task, download) in &mut self.downloads {
+            // It deals the cards anew; what is in flight stays.
+            download.leased = PieceSet::new();
+            download.assigned.clear();
+            download.neighbours = None;
+            let (shape, origin) = (download.shape, download.origin);
+            for (class, pieces) in Class::ALL.into_iter().zip(download.wanted()) {
+                if !pieces.is_empty() {
+                    let want = Report::Want { task: *task, shape, pieces, class, origin };
+                    actions.push(Action::Report(want));
+                }
+            }
+        }
+    }
+
+    fn report_failure(
+        &self,
+        task: TaskId,
+        pieces: PieceSet,
+        parent: Option<Peer>,
+        fault: Fault,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.scheduler && !pieces.is_empty() {
+            let failed = Report::Failed { task, pieces, parent, fault };
+            actions.push(Action::Report(failed));
+        }
+    }
+
+    /// Reports what has been on disk for long enough, and forgets what is over.
+    fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let (scheduler, batch) = (self.scheduler, self.limits.batch);
+        self.downloads.retain(|task, download| {
+            let due = download.stored_since + batch <= now;
+            if !download.stored.is_empty() && (due || !scheduler) {
+                let pieces = std::mem::take(&mut download.stored);
+                if scheduler {
+                    let arrived = Report::Arrived { task: *task, pieces };
+                    actions.push(Action::Report(arrived));
+                }
+            }
+            !download.is_over()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The planner's invariants, stated over its events and actions alone: shares no code with it.
+//! Tests and the simulation call it after every event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skimmer_proto::{PieceSet, TaskId};
+
+use super::{Action, Event, Fault, Limits, Peer, Report, RequestId, Why};
+
+/// Watches a planner's history.
+#[derive(Debug)]
+pub struct Check {
+    limits: Limits,
+    scheduler: bool,
+    /// Wanted and not received.
+    wanted: BTreeMap<TaskId, PieceSet>,
+    leased: BTreeMap<TaskId, PieceSet>,
+    banned: BTreeSet<(TaskId, Peer)>,
+    /// Who sent what isn't on disk yet.
+    landed: BTreeMap<(TaskId, u32), Option<Peer>>,
+    in_flight: BTreeMap<RequestId, Flight>,
+    seen: BTreeSet<RequestId>,
+    /// Requests to the origin by reason.
+    pub origin: BTreeMap<Why, u32>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub task: TaskId,
+    /// `None`: the origin.
+    pub peer: Option<Peer>,
+    /// What it owes.
+    pub left: PieceSet,
+}
+
+/// A step that broke an invariant.
+#[derive(Debug, thiserror::Error)]
+#[error("the download planner broke an invariant: {0}")]
+pub struct Violation(String);
+
+macro_rules! hold {
+    ($condition:expr, $($words:tt)*) => {
+        if !$condition {
+            return Err(Violation(format!($($words)*)));
+        }
+    };
+}
+
+impl Check {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            scheduler: false,
+            wanted: BTreeMap::new(),
+            leased: BTreeMap::new(),
+            banned: BTreeSet::new(),
+            landed: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            origin: BTreeMap::new(),
+        }
+    }
+
+    /// What the planner was told, and what it answered.
+    pub fn step(&mut self, event: &Event, actions: &[Action]) -> Result<(), Violation> {
+        self.event(event);
+        for action in actions {
+            self.action(action)?;
+        }
+        self.state()
+    }
+
+    pub const fn in_flight(&self) -> &BTreeMap<RequestId, Flight> {
+        &self.in_flight
+    }
+
+    /// What `task` still lacks.
+    pub fn wanted(&self, task: &TaskId) -> PieceSet {
+        self.wanted.get(task).cloned().unwrap_or_default()
+    }
+
+    fn event(&mut self, event: &Event) {
+        if let Event::Want { task, pieces, .. } | Event::Unwant { task, pieces } = event {
+            self.landed.retain(|(other, piece), _| other != task || !pieces.contains(*piece));
+        }
+        match event {
+            Event::Want { task, pieces, shape, .. } => {
+                let exist = pieces.iter().filter(|piece| *piece < shape.pieces);
+                self.wanted.entry(*task).or_default().insert_all(&exist.collect());
+            }
+            Event::Unwant { task, pieces } => {
+                self.wanted.entry(*task).or_default().remove_all(pieces);
+            }
+            Event::Stored { task, pieces } => {
+                self.wanted.entry(*task).or_default().remove_all(pieces);
+                for piece in pieces.iter() {
+                    self.landed.remove(&(*task, piece));
+                }
+            }
+            Event::Leased { task, pieces } => {
+                self.leased.entry(*task).or_default().insert_all(pieces);
+            }
+            Event::Assigned { task, pieces, .. } | Event::Cancelled { task, pieces } => {
+                self.leased.entry(*task).or_default().remove_all(pieces);
+            }
+            Event::Received { request, piece } => {
+                let Some(flight) = self.in_flight.get(request).cloned() else { return };
+                self.wanted.entry(flight.task).or_default().remove(*piece);
+                self.landed.insert((flight.task, *piece), flight.peer);
+                for other in self.in_flight.values_mut().filter(|f| f.task == flight.task) {
+                    other.left.remove(*piece);
+                }
+            }
+            Event::Wrong { task, piece } => {
+                if let Some(Some(peer)) = self.landed.remove(&(*task, *piece)) {
+                    self.banned.insert((*task, peer));
+                }
+            }
+            Event::Ended { request, outcome } => {
+                if let (Some(flight), Err(Fault::Corrupt | Fault::Refused)) =
+                    (self.in_flight.remove(request), outcome)
+                {
+                    self.banned.extend(flight.peer.map(|peer| (flight.task, peer)));
+                }
+            }
+            Event::SchedulerUp => {
+                self.scheduler = true;
+                self.leased.clear();
+            }
+            Event::SchedulerDown => self.scheduler = false,
+            Event::Neighbours { .. }
+            | Event::Has { .. }
+            | Event::PeerUp { .. }
+            | Event::PeerLost { .. }
+            | Event::Tick => {}
+        }
+        if let Event::Unwant { task, pieces } | Event::Stored { task, pieces } = event {
+            for flight in self.in_flight.values_mut().filter(|flight| flight.task == *task) {
+                flight.left.remove_all(pieces);
+            }
+        }
+    }
+
+    fn action(&mut self, action: &Action) -> Result<(), Violation> {
+        match action {
+            Action::Ask { request, task, peer, pieces, .. } => {
+                let banned = self.banned.contains(&(*task, *peer));
+                hold!(!banned, "{peer:?} is asked again after wrong bytes or a refusal");
+                self.request(*request, *task, Some(*peer), pieces)?;
+            }
+            Action::Origin { request, task, pieces, why, .. } => {
+                hold!(pieces.runs().count() == 1, "{pieces:?} of the origin isn't one run");
+                let leased = self.leased.get(task).is_some_and(|l| l.contains_all(pieces));
+                hold!(leased || *why != Why::Leased, "{pieces:?} isn't leased");
+                *self.origin.entry(*why).or_default() += 1;
+                self.request(*request, *task, None, pieces)?;
+            }
+            Action::Abandon { request } => _ = self.in_flight.remove(request),
+            Action::Report(report) => {
+                hold!(self.scheduler, "{report:?} without a scheduler");
+                if let Report::Want { task, pieces, .. } = report {
+                    let wanted = self.wanted(task).contains_all(pieces);
+                    hold!(wanted, "reports {pieces:?} as wanted");
+                }
+            }
+            Action::Probe { .. } | Action::Hopeless { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn request(
+        &mut self,
+        id: RequestId,
+        task: TaskId,
+        peer: Option<Peer>,
+        pieces: &PieceSet,
+    ) -> Result<(), Violation> {
+        hold!(!pieces.is_empty() && self.seen.insert(id), "{id:?} is empty or used twice");
+        let wanted = self.wanted(&task).contains_all(pieces);
+        hold!(wanted, "asks for {pieces:?}, of which something isn't wanted");
+        let flight = Flight { task, peer, left: pieces.clone() };
+        self.in_flight.insert(id, flight);
+        for piece in pieces.iter() {
+            let carriers: Vec<_> = self
+                .in_flight
+                .values()
+                .filter(|flight| flight.task == task && flight.left.contains(piece))
+                .map(|flight| flight.peer)
+                .collect();
+            let twice = carriers.len() == 2 && carriers[0] != carriers[1];
+            hold!(carriers.len() == 1 || twice, "piece {piece} is asked of {carriers:?}");
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<(), Violation> {
+        let mut unanswered: BTreeMap<Peer, u32> = BTreeMap::new();
+        let mut origin = 0;
+        for flight in self.in_flight.values() {
+            match flight.peer {
+                Some(peer) => *unanswered.entry(peer).or_default() += flight.left.len(),
+                None if flight.left.is_empty() => {}
+                None => origin += 1,
+            }
+        }
+        hold!(origin <= self.limits.origin_requests + 2, "{origin} requests to the origin");
+        for (peer, pieces) in unanswered {
+            let most = self.limits.assigned_pieces;
+            hold!(pieces <= most, "{peer:?} owes {pieces} pieces, more than {most}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,362 @@
+//! Starting requests: by the scheduler's word, or by this node's own choice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skimmer_cache::Class;
+use skimmer_proto::{PieceSet, TaskId};
+
+use super::download::Download;
+use super::event::{Action, Now, Peer, RequestId, Why};
+use super::{Planner, Request};
+
+/// Stripes that a blob is cut into for its owners, at most.
+const STRIPES: u32 = 64;
+
+/// Longest stripe in pieces.
+const STRIPE_PIECES: u32 = 16;
+
+/// The order in which a node chooses pieces: members in order of importance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rarity {
+    holders: u32,
+    tie: u64,
+    piece: u32,
+}
+
+/// The order in which a node chooses peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Fitness {
+    penalised: bool,
+    unanswered: u32,
+    tie: u64,
+    peer: Peer,
+}
+
+impl Planner {
+    /// Starts whatever may start, most urgent first; among equals, tasks with less in flight first.
+    pub(super) fn fill(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut order: Vec<_> = self
+            .downloads
+            .iter()
+            .filter(|(_, download)| download.is_waiting())
+            .map(|(task, download)| (download.flying.len(), *task))
+            .collect();
+        order.sort_unstable();
+        for class in Class::ALL {
+            for (_, task) in &order {
+                self.fill_leased(now, *task, class, actions);
+                self.fill_assigned(now, *task, class, actions);
+                self.fill_chosen(now, *task, class, actions);
+            }
+        }
+    }
+
+    fn fill_leased(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+        while let Some(download) = self.downloads.get(&task) {
+            let ready = download.waiting[class as usize].intersection(&download.leased);
+            let Some(run) = self.origin_run(now, download, &ready, class) else { return };
+            self.read_origin(now, task, run, class, Why::Leased, actions);
+        }
+    }
+
+    fn fill_assigned(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get(&task) else { return };
+        let parents: Vec<Peer> = download.assigned.keys().copied().collect();
+        for parent in parents {
+            let Some(download) = self.downloads.get(&task) else { return };
+            let Some(assigned) = download.assigned.get(&parent) else { continue };
+            let ready = download.waiting[class as usize].intersection(assigned);
+            let unanswered = self.links.get(&parent).map_or(0, |link| link.unanswered);
+            let room = self.limits.assigned_pieces.saturating_sub(unanswered);
+            let pieces: PieceSet = ready.iter().take(room as usize).collect();
+            if !pieces.is_empty() {
+                self.ask(now, task, parent, pieces, class, actions);
+            }
+        }
+    }
+
+    /// What the node chooses itself: faults always, everything else where the scheduler leaves it to
+    /// the node, or is gone or silent.
+    fn fill_chosen(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get(&task) else { return };
+        if download.waiting[class as usize].is_empty() {
+            return;
+        }
+        let silent = self.is_silent(now, download, class);
+        let local = !self.scheduler || download.neighbours.is_some() || silent;
+        if !local && class != Class::Fault {
+            return;
+        }
+        if !self.scheduler || download.neighbours.is_some() {
+            self.probe(now, task, actions);
+        }
+        self.choose(now, task, class, actions);
+        if !self.scheduler {
+            self.fill_unled(now, task, class, actions);
+        } else if silent {
+            let why = if class == Class::Fault { Why::ReaderWaits } else { Why::SchedulerSilent };
+            self.fill_origin(now, task, class, why, |_| true, actions);
+        }
+    }
+
+    /// Whether a scheduler that is there has left pieces of a class without any direction for too
+    /// long, while nothing came.
+    fn is_silent(&self, now: Now, download: &Download, class: Class) -> bool {
+        let since = download.since[class as usize];
+        let (patience, since) = match class {
+            Class::Fault => (self.limits.fault_patience, since),
+            _ => (self.limits.patience, since.max(download.heard)),
+        };
+        self.scheduler
+            && now.saturating_sub(since) >= patience
+            && (class == Class::Fault || download.flying.is_empty())
+            && !download.is_directed(class)
+    }
+
+    /// Rarest first among the peers that this node may ask.
+    fn choose(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get(&task) else { return };
+        let fault = class == Class::Fault;
+        let peers = self.choosable(download, fault);
+        let mut ready = download.waiting[class as usize].clone();
+        if !fault {
+            // These have their way already.
+            ready.remove_all(&download.leased);
+        }
+        let mut order: Vec<Rarity> = ready
+            .iter()
+            .filter_map(|piece| {
+                let holders = peers.iter().filter(|peer| has(download, peer, piece)).count();
+                let holders = u32::try_from(holders).ok().filter(|holders| *holders > 0)?;
+                let tie = mix(self.seed, u64::from(piece));
+                Some(Rarity { holders, tie, piece })
+            })
+            .collect();
+        order.sort_unstable();
+        let most = if fault { self.limits.assigned_pieces } else { self.limits.chosen_pieces };
+        let flying = u32::try_from(download.flying.len()).unwrap_or(u32::MAX);
+        let room = self.limits.chosen_total.saturating_sub(flying) as usize;
+        let room = if fault { order.len() } else { room };
+        let mut asks: BTreeMap<Peer, PieceSet> = BTreeMap::new();
+        let mut planned = 0;
+        for Rarity { piece, .. } in order {
+            if planned == room {
+                break;
+            }
+            let Some(download) = self.downloads.get(&task) else { return };
+            let holders = peers.iter().filter(|peer| has(download, peer, piece)).copied();
+            let Some(peer) = self.best(now, &holders.collect(), most) else { continue };
+            planned += 1;
+            self.links.entry(peer).or_default().unanswered += 1;
+            asks.entry(peer).or_default().insert(piece);
+        }
+        for (peer, pieces) in asks {
+            self.ask_counted(now, task, peer, pieces, class, actions);
+        }
+    }
+
+    fn choosable(&self, download: &Download, fault: bool) -> BTreeSet<Peer> {
+        let named = download.neighbours.as_ref().filter(|_| self.scheduler && !fault);
+        let holders = download.holders.keys();
+        let usable = |peer: &&Peer| {
+            !download.banned.contains(peer) && named.is_none_or(|named| named.contains(peer))
+        };
+        holders.filter(usable).copied().collect()
+    }
+
+    /// The peer to ask, of those that have it: one with fewer than `most` unanswered pieces.
+    pub(super) fn best(&self, now: Now, peers: &BTreeSet<Peer>, most: u32) -> Option<Peer> {
+        let fitness = |peer: &Peer| {
+            let (unanswered, not_before) =
+                self.links.get(peer).map_or((0, now), |link| (link.unanswered, link.not_before));
+            let tie = mix(self.seed, first_word(peer));
+            Fitness { penalised: not_before > now, unanswered, tie, peer: *peer }
+        };
+        let fit = peers.iter().map(fitness).filter(|fitness| fitness.unanswered < most);
+        fit.min().map(|fitness| fitness.peer)
+    }
+
+    /// Asks the peers of a task what they have, from time to time.
+    fn probe(&mut self, now: Now, task: TaskId, actions: &mut Vec<Action>) {
+        let (scheduler, every) = (self.scheduler, self.limits.probe);
+        let Some(download) = self.downloads.get_mut(&task) else { return };
+        let known: Vec<Peer> = match &download.neighbours {
+            Some(neighbours) if scheduler => neighbours.iter().copied().collect(),
+            _ => {
+                let up = self.links.iter().filter(|(_, link)| link.up).map(|(peer, _)| *peer);
+                up.chain(download.holders.keys().copied())
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect()
+            }
+        };
+        let pieces = download.shape.pieces;
+        for peer in known.into_iter().filter(|peer| !download.banned.contains(peer)) {
+            let holder = download.holders.entry(peer).or_default();
+            let due = holder.asked_last.is_none_or(|at| at + every <= now);
+            if due && holder.pieces.len() < pieces {
+                holder.asked_first.get_or_insert(now);
+                holder.asked_last = Some(now);
+                actions.push(Action::Probe { task, peer });
+            }
+        }
+    }
+
+    /// Without a scheduler: pieces that no peer has are read from the origin by their stripe's owner.
+    fn fill_unled(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get(&task) else { return };
+        let mut owners = vec![self.me];
+        for (peer, holder) in &download.holders {
+            let fresh = holder.grew + self.limits.owner_progress > now;
+            let asked = holder.asked_first.unwrap_or(now);
+            let pending = asked + self.limits.owner_answer > now;
+            let up = self.links.get(peer).is_some_and(|link| link.up);
+            if up && !download.banned.contains(peer) && ((holder.active && fresh) || pending) {
+                owners.push(*peer);
+            }
+        }
+        let (me, alone) = (self.me, owners.len() == 1);
+        let why = match class {
+            _ if alone => Why::Alone,
+            Class::Fault => Why::ReaderWaits,
+            _ => Why::StripeOwner,
+        };
+        let stripe = (download.shape.pieces / STRIPES).clamp(1, STRIPE_PIECES);
+        let is_mine = |piece: u32| {
+            let stripe = u64::from(piece / stripe);
+            let score = |owner: &&Peer| (weight(&task, stripe, owner), **owner);
+            class == Class::Fault || alone || owners.iter().max_by_key(score) == Some(&me)
+        };
+        self.fill_origin(now, task, class, why, is_mine, actions);
+    }
+
+    /// Reads waiting pieces from the origin that no peer is known to have.
+    fn fill_origin(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        class: Class,
+        why: Why,
+        is_mine: impl Fn(u32) -> bool,
+        actions: &mut Vec<Action>,
+    ) {
+        while let Some(download) = self.downloads.get(&task) {
+            let waiting = download.waiting[class as usize].iter();
+            let peers = self.choosable(download, true);
+            let nobody = |piece: &u32| !peers.iter().any(|peer| has(download, peer, *piece));
+            let ready: PieceSet = waiting.filter(|p| is_mine(*p)).filter(nobody).collect();
+            let Some(run) = self.origin_run(now, download, &ready, class) else { return };
+            self.read_origin(now, task, run, class, why, actions);
+        }
+    }
+
+    /// The first of `ready` that one request to the origin may carry, if there may be one now.
+    pub(super) fn origin_run(
+        &self,
+        now: Now,
+        download: &Download,
+        ready: &PieceSet,
+        class: Class,
+    ) -> Option<PieceSet> {
+        let more = if class == Class::Fault { 2 } else { 0 };
+        let busy = self.requests.values().filter(|request| request.peer.is_none()).count();
+        let may = download.origin
+            && busy < self.limits.origin_requests + more
+            && now >= self.origin_not_before;
+        let run = ready.runs().next().filter(|_| may)?;
+        let longest = (self.limits.origin_run_bytes / download.shape.piece_len.max(1)).max(1);
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        let end = run.end.min(run.start.saturating_add(longest));
+        Some(std::iter::once(run.start..end).collect())
+    }
+
+    pub(super) fn read_origin(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        pieces: PieceSet,
+        class: Class,
+        why: Why,
+        actions: &mut Vec<Action>,
+    ) {
+        let request = self.open(now, task, None, &pieces, class);
+        actions.push(Action::Origin { request, task, pieces, class, why });
+    }
+
+    /// [`Self::ask`] for pieces that count as unanswered already.
+    pub(super) fn ask_counted(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        peer: Peer,
+        pieces: PieceSet,
+        class: Class,
+        actions: &mut Vec<Action>,
+    ) {
+        let link = self.links.entry(peer).or_default();
+        link.unanswered = link.unanswered.saturating_sub(pieces.len());
+        self.ask(now, task, peer, pieces, class, actions);
+    }
+
+    fn ask(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        peer: Peer,
+        pieces: PieceSet,
+        class: Class,
+        actions: &mut Vec<Action>,
+    ) {
+        let request = self.open(now, task, Some(peer), &pieces, class);
+        let link = self.links.entry(peer).or_default();
+        if link.unanswered == 0 {
+            link.free_since = now;
+        }
+        link.unanswered += pieces.len();
+        actions.push(Action::Ask { request, task, peer, pieces, class });
+    }
+
+    fn open(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        peer: Option<Peer>,
+        pieces: &PieceSet,
+        class: Class,
+    ) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        if let Some(download) = self.downloads.get_mut(&task) {
+            download.fly(now, pieces, class, id);
+        }
+        let left = pieces.clone();
+        self.requests.insert(id, Request { task, peer, left, class, asked: now });
+        id
+    }
+}
+
+fn has(download: &Download, peer: &Peer, piece: u32) -> bool {
+    download.holders.get(peer).is_some_and(|holder| holder.pieces.contains(piece))
+}
+
+/// The same on every node: who of several is to fetch a stripe.
+fn weight(task: &TaskId, stripe: u64, owner: &Peer) -> u64 {
+    let words = |bytes: &[u8; 32]| {
+        let (words, _) = bytes.as_chunks::<8>();
+        words.iter().fold(stripe, |hash, word| mix(hash, u64::from_le_bytes(*word)))
+    };
+    mix(words(task.as_bytes()), words(&owner.0))
+}
+
+fn first_word(peer: &Peer) -> u64 {
+    peer.0.as_chunks::<8>().0.iter().fold(0, |hash, word| mix(hash, u64::from_le_bytes(*word)))
+}
+
+/// A well mixed function of two numbers (the finalizer of splitmix64).
+const fn mix(a: u64, b: u64) -> u64 {
+    let mut x =
+        a.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(b).wrapping_add(0x1234_5678_9abc_def1);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

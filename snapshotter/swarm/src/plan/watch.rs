@@ -1,0 +1,113 @@
+//! What time alone brings about: peers that stall, readers that wait too long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use skimmer_cache::Class;
+use skimmer_proto::{PieceSet, TaskId};
+
+use super::Planner;
+use super::event::{Action, Fault, Now, Peer, Why};
+
+/// A peer is stalled once it takes so many times the usual.
+const STALLED: u32 = 10;
+
+/// While something is under way, time is looked at this often.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOK_FAULT: Duration = Duration::from_millis(10);
+
+impl Planner {
+    pub(super) fn watch(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for peer in self.stalled(now) {
+            self.end_all(now, peer, Fault::Slow, actions);
+        }
+        self.hedge(now, actions);
+        for (task, download) in &self.downloads {
+            let silent = now.saturating_sub(download.heard) >= self.limits.fault_patience * 10;
+            let holders = || download.holders.values().filter(|holder| !holder.pieces.is_empty());
+            if !download.origin
+                && silent
+                && download.is_waiting()
+                && download.flying.is_empty()
+                && holders().next().is_none()
+            {
+                actions.push(Action::Hopeless { task: *task });
+            }
+        }
+    }
+
+    fn stalled(&self, now: Now) -> Vec<Peer> {
+        let usual = self.bulk.percentile(50);
+        let wait = usual
+            .map_or(self.limits.stall_first, |usual| (usual * STALLED).max(self.limits.stall_min));
+        let mut oldest = BTreeMap::new();
+        for request in self.requests.values() {
+            if let Some(peer) = request.peer {
+                let asked = oldest.entry(peer).or_insert(request.asked);
+                *asked = request.asked.min(*asked);
+            }
+        }
+        let is_stalled = |(peer, asked): &(Peer, Now)| {
+            let free = self.links.get(peer).map_or(Now::ZERO, |link| link.free_since);
+            now.saturating_sub(free.max(*asked)) >= wait
+        };
+        oldest.into_iter().filter(is_stalled).map(|(peer, _)| peer).collect()
+    }
+
+    /// Faults that take longer than nearly all are asked of somebody else as well; in the end of the
+    /// origin.
+    fn hedge(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let usual = self.faults.percentile(90);
+        let wait = usual.map_or(self.limits.hedge_first, |usual| usual.max(self.limits.hedge_min));
+        let mut late = Vec::new();
+        for (task, download) in &self.downloads {
+            for (piece, flying) in &download.flying {
+                let overdue = now.saturating_sub(flying.since);
+                if flying.class == Class::Fault && flying.requests.len() < 2 && overdue >= wait {
+                    late.push((*task, *piece, flying.requests[0], overdue));
+                }
+            }
+        }
+        let mut asks: BTreeMap<(TaskId, Peer), PieceSet> = BTreeMap::new();
+        let mut origin: BTreeMap<TaskId, PieceSet> = BTreeMap::new();
+        for (task, piece, request, overdue) in late {
+            let asked = self.requests.get(&request).and_then(|request| request.peer);
+            let (Some(asked), Some(download)) = (asked, self.downloads.get(&task)) else {
+                continue;
+            };
+            let others = download.holders.iter().filter(|(peer, holder)| {
+                **peer != asked && holder.pieces.contains(piece) && !download.banned.contains(peer)
+            });
+            let others: BTreeSet<Peer> = others.map(|(peer, _)| *peer).collect();
+            if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces) {
+                self.links.entry(peer).or_default().unanswered += 1;
+                asks.entry((task, peer)).or_default().insert(piece);
+            } else if overdue >= self.limits.fault_patience * 4 {
+                origin.entry(task).or_default().insert(piece);
+            }
+        }
+        for ((task, peer), pieces) in asks {
+            self.ask_counted(now, task, peer, pieces, Class::Fault, actions);
+        }
+        for (task, mut pieces) in origin {
+            while let Some(download) = self.downloads.get(&task)
+                && let Some(run) = self.origin_run(now, download, &pieces, Class::Fault)
+            {
+                pieces.remove_all(&run);
+                self.read_origin(now, task, run, Class::Fault, Why::ReaderWaits, actions);
+            }
+        }
+    }
+
+    pub(super) fn next_due(&self, now: Now) -> Option<Now> {
+        let reports = self.downloads.values().filter(|download| !download.stored.is_empty());
+        let report = reports.map(|download| download.stored_since + self.limits.batch).min();
+        let urgent = Class::Fault as usize;
+        let look = self.downloads.values().map(|download| {
+            let mut classes = download.flying.values().map(|flying| flying.class);
+            let fault = !download.waiting[urgent].is_empty() || classes.any(|c| c == Class::Fault);
+            now + if fault { LOOK_FAULT } else { LOOK }
+        });
+        report.into_iter().chain(look.min()).min()
+    }
+}
