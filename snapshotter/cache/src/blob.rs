@@ -234,15 +234,33 @@ impl Blob {
     /// goes on, and is kept.
     pub async fn ensure(self: &Arc<Self>, range: Range<u64>, class: Class) -> Result<(), Error> {
         let table = self.table().ok_or(Error::NoTable { digest: self.digest })?;
+        self.ensure_by(Some(&table), range, class).await
+    }
+
+    /// Like [`Self::ensure`], for a caller that checks the bytes by other means: unverified ones will
+    /// do, and go on counting as such. What turns out wrong is to be [forgotten](Self::forget).
+    pub async fn ensure_unverified(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        class: Class,
+    ) -> Result<(), Error> {
+        self.ensure_by(None, range, class).await
+    }
+
+    async fn ensure_by(
+        self: &Arc<Self>,
+        table: Option<&Arc<PieceTable>>,
+        range: Range<u64>,
+        class: Class,
+    ) -> Result<(), Error> {
         let all = self.geometry.covering(range);
-        let pieces = self.pieces();
-        if all.clone().all(|piece| pieces.is_verified(piece, &table)) {
+        if self.pieces().have(all.clone(), table) {
             return Ok(());
         }
         let began = Instant::now();
         let step = u32::try_from(ENSURE_STEP / self.geometry.piece_len()).unwrap_or(1).max(1);
         for first in all.clone().step_by(step as usize) {
-            self.ensure_pieces(&table, first..all.end.min(first + step), class).await?;
+            self.ensure_pieces(table, first..all.end.min(first + step), class).await?;
         }
         if class == Class::Fault {
             self.shared.metrics.fault_wait.observe(began.elapsed().as_secs_f64());
@@ -252,19 +270,27 @@ impl Blob {
 
     async fn ensure_pieces(
         self: &Arc<Self>,
-        table: &Arc<PieceTable>,
+        table: Option<&Arc<PieceTable>>,
         range: Range<u32>,
         class: Class,
     ) -> Result<(), Error> {
         loop {
             let pieces = self.pieces();
-            if range.clone().all(|piece| pieces.is_verified(piece, table)) {
+            if pieces.have(range.clone(), table) {
                 return Ok(());
             }
-            self.recheck(&pieces, table, range.clone()).await?;
+            if let Some(table) = table {
+                self.recheck(&pieces, table, range.clone()).await?;
+            }
             // A piece may come in unverified, fetched before there was a table: hence the loop.
             self.want(range.clone(), class).wait().await.map_err(|f| self.failed(f))?;
         }
+    }
+
+    /// The unverified pieces that `range` touches are wrong: they count as absent from now on.
+    pub fn forget(&self, range: Range<u64>) {
+        let pieces = self.pieces();
+        self.geometry.covering(range).for_each(|piece| pieces.forget(piece));
     }
 
     /// Verifies what came before there was a table.

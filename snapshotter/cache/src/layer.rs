@@ -6,6 +6,7 @@
 //!   it, or where it names another index, there are none.
 //! - `data`, the sparse data file, and `chunks`, the checkpoint of which chunks of it are there (see
 //!   [`data`]).
+//!   A layer mounted by a table of contents inside its blob has these two and `inodes`, but no index.
 //! - `data.new`, a data file in the making; `*.tmp`, left-overs.
 //!
 //! The directory's modification time is the layer's last use.
@@ -153,6 +154,41 @@ impl LayerFiles {
         }
         self.make_dir()?;
         let subject = self.subject()?;
+        self.open_file(&mut open, subject, data_len, chunks)
+    }
+
+    /// The inodes and the data file of a layer that has no index yet, to be used until it has one: by
+    /// whoever knows what `subject` names, which cuts the file into `chunks` chunks. What is left of
+    /// an index on disk goes. Blocks.
+    pub fn open_provisional(
+        &self,
+        subject: Digest,
+        inodes: &[u8],
+        data_len: u64,
+        chunks: usize,
+    ) -> Result<Arc<LayerData>, Error> {
+        let (blob, subject) = (self.blob, *subject.as_bytes());
+        let failed = |name| move |source| Error::Write { blob, name, source };
+        self.make_dir()?;
+        let mut open = self.data();
+        disk::remove_durably(&self.dir, TABLE).map_err(failed(TABLE))?;
+        disk::write_atomically(&self.dir, INODES, inodes).map_err(failed(INODES))?;
+        self.space.charge(inodes.len() as u64);
+        match open.as_ref() {
+            Some(data) if data.is_of(subject) => return self.same(data, data_len, chunks),
+            Some(_) => self.remove_data(&mut open)?,
+            None => {}
+        }
+        self.open_file(&mut open, subject, data_len, chunks)
+    }
+
+    fn open_file(
+        &self,
+        open: &mut Option<Arc<LayerData>>,
+        subject: [u8; 32],
+        data_len: u64,
+        chunks: usize,
+    ) -> Result<Arc<LayerData>, Error> {
         let data = LayerData::open(self.blob, &self.dir, (data_len, chunks), subject, &self.space)?;
         Ok(Arc::clone(open.insert(Arc::new(data))))
     }

@@ -53,12 +53,6 @@ impl App {
         if let Some(aside) = damaged {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
-        if config.index.trust_toc {
-            tracing::warn!(
-                "index.trust_toc has no effect in this version: layers with a table of contents are \
-                 pulled through and proved first, as all others are"
-            );
-        }
         let registry = registry(config);
         let cache = cache(config, &registry, &mut metrics)?;
         let layers = layers(config, cache.clone(), &store, &mut metrics)?;
@@ -139,6 +133,7 @@ fn layers(
 ) -> anyhow::Result<Layers> {
     let settings = skimmer_layers::Config {
         min_layer_bytes: config.index.min_layer_bytes,
+        trust_toc: config.index.trust_toc,
         background_delay: config.background.enabled.then_some(config.background.delay),
         deadline: config.fetch.deadline,
         fuse: FuseConfig {

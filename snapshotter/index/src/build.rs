@@ -144,6 +144,8 @@ pub struct Built {
     /// `index`, encoded; its SHA-256 is in `table`.
     pub encoded: Vec<u8>,
     pub table: PieceTable,
+    /// What the inodes were made from.
+    pub tree: Tree,
 }
 
 /// The index and the piece table of a blob whose parts have all seen its end.
@@ -173,7 +175,7 @@ pub fn assemble(sums: Sums, decoded: Decoded, scanned: Scanned) -> Result<Built,
     let name = Digest::of(&encoded);
     let table = PieceTable::new(sums.geometry, sums.blob, diff_id, name, sums.values)
         .map_err(|source| Error::Table { source })?;
-    Ok(Built { index, encoded, table })
+    Ok(Built { index, encoded, table, tree })
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ pub struct Config {
     pub mounts: PathBuf,
     /// Blobs shorter than this are fetched whole even if there is an index.
     pub min_layer_bytes: u64,
+    /// Whether the table of contents inside a blob without an index is taken at its word until the
+    /// layer is complete.
+    pub trust_toc: bool,
     /// How long a container must have run before its layers are completed in the background;
     /// `None`: never.
     pub background_delay: Option<Duration>,
@@ -28,6 +31,7 @@ impl Config {
         Self {
             mounts,
             min_layer_bytes: 1 << 20,
+            trust_toc: false,
             background_delay: Some(Duration::from_secs(60)),
             deadline: Duration::from_secs(300),
             max_data_bytes: 256 << 30,

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - A chunk is decoded by one job at a time, whoever asks; a job goes on when the asker is gone.
 //! - A chunk is marked present after its bytes, and what the overflow area has of them, are written.
-//! - Only verified pieces are decoded: the blob has a piece table before it gets here.
+//! - Nothing is marked that hasn't been verified: the pieces before they are decoded or, where the
+//!   blob has no piece table, what the chunk decoded to (see [`Proof`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,10 +19,12 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, join_all};
+use sha2::{Digest as _, Sha256};
 use skimmer_cache::{Blob, Class, LayerData};
 use skimmer_index::chunk::ChunkDecoder;
 use skimmer_index::erofs::Copy;
 use skimmer_index::index::LayerIndex;
+use skimmer_proto::Digest;
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
@@ -49,6 +52,11 @@ pub enum Error {
     Read { chunk: usize, source: io::Error },
     #[error("decode chunk {chunk}: the index does not fit the blob")]
     Decode { chunk: usize, source: skimmer_index::codec::Error },
+    #[error(
+        "chunk {chunk} decodes to bytes with the digest {actual}, the table of contents inside the \
+         blob says {expected}"
+    )]
+    Content { chunk: usize, expected: Digest, actual: Digest },
     #[error("write chunk {chunk} to the data file")]
     Write { chunk: usize, source: io::Error },
     #[error("decoding chunk {chunk} was interrupted")]
@@ -76,11 +84,21 @@ impl Decoders {
     }
 }
 
+/// What the bytes of a chunk are verified by.
+#[derive(Debug)]
+pub enum Proof {
+    /// The blob's piece table.
+    Pieces,
+    /// SHA-256 of what each chunk decodes to: the blob has no piece table yet.
+    Chunks(Vec<Digest>),
+}
+
 /// The gaps of one layer.
 pub struct Fill {
     blob: Arc<Blob>,
     data: Arc<LayerData>,
     index: LayerIndex,
+    proof: Proof,
     deadline: Duration,
     decoders: Arc<Decoders>,
     metrics: Arc<Metrics>,
@@ -93,6 +111,7 @@ impl Fill {
         blob: Arc<Blob>,
         data: Arc<LayerData>,
         index: LayerIndex,
+        proof: Proof,
         deadline: Duration,
         decoders: Arc<Decoders>,
         metrics: Arc<Metrics>,
@@ -101,6 +120,7 @@ impl Fill {
             blob,
             data,
             index,
+            proof,
             deadline,
             decoders,
             metrics,
@@ -195,11 +215,22 @@ impl Fill {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             // The job that waits for the same bytes reports the error.
-            let _ = this.blob.ensure(this.index.chunks[chunk].blob.clone(), Class::Fault).await;
+            let _ = this.ensure(chunk, Class::Fault).await;
         });
     }
 
     async fn fetch_and_decode(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
+        let done = self.attempt(chunk, class).await;
+        let wrong = matches!(done, Err(Error::Decode { .. } | Error::Content { .. }));
+        if !wrong || matches!(self.proof, Proof::Pieces) {
+            return done;
+        }
+        // Nothing had vouched for the bytes: the next ones may be better.
+        self.blob.forget(self.index.chunks[chunk].blob.clone());
+        self.attempt(chunk, class).await
+    }
+
+    async fn attempt(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
         self.fetch(chunk, class).await?;
         let decoders = match class {
             Class::Background => &self.decoders.background,
@@ -217,11 +248,10 @@ impl Fill {
 
     /// Has the blob's bytes of `chunk` on disk, trying again until the deadline if a reader waits.
     async fn fetch(&self, chunk: usize, class: Class) -> Result<(), Error> {
-        let range = self.index.chunks[chunk].blob.clone();
         let started = Instant::now();
         let mut pause = PAUSE;
         loop {
-            let source = match self.blob.ensure(range.clone(), class).await {
+            let source = match self.ensure(chunk, class).await {
                 Ok(()) => return Ok(()),
                 Err(source) => source,
             };
@@ -234,6 +264,14 @@ impl Fill {
         }
     }
 
+    async fn ensure(&self, chunk: usize, class: Class) -> Result<(), skimmer_cache::blob::Error> {
+        let range = self.index.chunks[chunk].blob.clone();
+        match self.proof {
+            Proof::Pieces => self.blob.ensure(range, class).await,
+            Proof::Chunks(_) => self.blob.ensure_unverified(range, class).await,
+        }
+    }
+
     /// Decodes `chunk` from the blob on disk to its place in the data file.
     fn decode(&self, chunk: usize) -> Result<(), Error> {
         if self.data.has(chunk) {
@@ -243,17 +281,34 @@ impl Fill {
         let write_failed = |source| Error::Write { chunk, source };
         let span = &self.index.chunks[chunk];
         let mut decoder = ChunkDecoder::new(&self.index, chunk).map_err(failed)?;
+        let expected = match &self.proof {
+            Proof::Pieces => None,
+            Proof::Chunks(digests) => digests.get(chunk).copied(),
+        };
+        let mut hash = Sha256::new();
         let mut out = Writer::new(self.data.file(), span.data.start);
+        let mut take = |bytes: &[u8]| {
+            if expected.is_some() {
+                hash.update(bytes);
+            }
+            out.push(bytes);
+        };
         let mut compressed = vec![0; STEP_BYTES];
         let mut at = span.blob.start;
         while at < span.blob.end {
             let left = usize::try_from(span.blob.end - at).unwrap_or(usize::MAX);
             let step = &mut compressed[..left.min(STEP_BYTES)];
             self.blob.read_at(step, at).map_err(|source| Error::Read { chunk, source })?;
-            decoder.push(step, &mut |bytes| out.push(bytes)).map_err(failed)?;
+            decoder.push(step, &mut take).map_err(failed)?;
             at += step.len() as u64;
         }
         decoder.finish().map_err(failed)?;
+        let actual = Digest::from_bytes(hash.finalize().into());
+        if let Some(expected) = expected
+            && expected != actual
+        {
+            return Err(Error::Content { chunk, expected, actual });
+        }
         out.finish().map_err(write_failed)?;
         for copy in self.index.copies_from(chunk) {
             copy_within(self.data.file(), copy).map_err(write_failed)?;

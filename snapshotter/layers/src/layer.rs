@@ -6,6 +6,7 @@
 //! Invariants:
 //! - What [`State`] says to do is done in the order in which it was decided, one at a time.
 //! - While a layer is open it is pinned in the cache.
+//! - What is mounted stays mounted until the layer is released, also when a better way was found.
 //! - Only [`crate::Layers::begin`] brings a released layer back; whoever still holds one gets an
 //!   error.
 
@@ -13,6 +14,7 @@ mod complete;
 mod error;
 mod implicit;
 mod open;
+mod toc;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +41,9 @@ pub struct LayerSpec {
     pub diff_id: Digest,
     /// The image's name, for messages.
     pub image: String,
+    /// From the manifest: the digest that the table of contents inside the blob must have, if the
+    /// manifest gives one.
+    pub toc_digest: Option<Digest>,
 }
 
 /// Where a layer is mounted.
@@ -69,6 +74,8 @@ struct Core {
     machine: Machine<Failure>,
     open: Option<Arc<Open>>,
     mount: Option<Mount>,
+    /// What was mounted before the layer was opened anew; containers may be using it.
+    former: Option<Mount>,
 }
 
 impl Layer {
@@ -168,7 +175,13 @@ impl Layer {
     }
 
     pub fn mounted(&self) -> Option<Mounted> {
-        self.core().mount.as_ref().map(mounted)
+        let core = self.core();
+        core.mount.as_ref().or(core.former.as_ref()).map(mounted)
+    }
+
+    /// Whether the layer has no index, and is mounted by the table of contents inside its blob.
+    pub(crate) fn is_provisional(&self) -> bool {
+        self.opened().is_some_and(|open| open.toc.is_some())
     }
 
     pub(crate) fn opened(&self) -> Option<Arc<Open>> {
@@ -195,16 +208,22 @@ impl Layer {
         matches!(self.core().machine.state(), State::Absent)
     }
 
-    /// Feeds the state machine and does what it says. `open` comes with [`Event::Ready`].
+    /// Feeds the state machine and does what it says. `open` comes with [`Event::Ready`], and with
+    /// [`Event::Completed`] if the layer is opened anew.
     fn apply(self: &Arc<Self>, event: Event<Failure>, open: Option<Arc<Open>>) {
         let now = self.shared.now();
         let (action, closed) = {
             let mut core = self.core();
-            if open.is_some() {
+            let state = core.machine.state();
+            if open.is_some() && (state.is_working() || state.is_ready()) {
                 core.open = open;
+                core.former = core.mount.take();
             }
             let action = core.machine.apply(now, event);
-            let closed = (action == Action::Close).then(|| (core.mount.take(), core.open.take()));
+            let closed = (action == Action::Close).then(|| {
+                let mounts = [core.mount.take(), core.former.take()];
+                (mounts.into_iter().flatten().collect::<Vec<_>>(), core.open.take())
+            });
             (action, closed)
         };
         self.changed.send_replace(());
@@ -213,14 +232,14 @@ impl Layer {
             Action::Open => self.spawn(Self::open),
             Action::PullThrough => self.spawn(Self::pull_through),
             Action::Close => {
-                let (mount, open) = closed.unwrap_or_default();
-                self.close(mount, open.as_deref());
+                let (mounts, open) = closed.unwrap_or_default();
+                self.close(mounts, open.as_deref());
             }
         }
     }
 
-    fn close(self: &Arc<Self>, mount: Option<Mount>, open: Option<&Open>) {
-        if let Some(mount) = mount {
+    fn close(self: &Arc<Self>, mounts: Vec<Mount>, open: Option<&Open>) {
+        for mount in mounts {
             self.shared.metrics.mounts.dec();
             if let Err(error) = mount.unmount() {
                 tracing::warn!(layer = %self.digest(), error = error_chain(&error), "mount left behind");
@@ -247,6 +266,10 @@ impl Layer {
         let found = tokio::task::spawn_blocking(move || Open::load(&shared, &spec))
             .await
             .unwrap_or(Err(Cause::Interrupted));
+        let found = match found {
+            Ok(None) => Ok(self.open_by_toc().await),
+            found => found,
+        };
         // The pull-through takes its own turn.
         drop(writer);
         match found {
@@ -261,7 +284,7 @@ impl Layer {
         let Ok(_turn) = self.shared.pulls.acquire().await else { return };
         let _writer = self.shared.writer(spec.blob.digest).await;
         match Open::pull(&self.shared, &spec, Class::PullThrough).await {
-            Ok(open) => self.ready_with(open),
+            Ok((open, _)) => self.ready_with(open),
             Err(cause) => {
                 self.shared.metrics.failed_pulls.inc();
                 self.fail(cause);

@@ -36,6 +36,9 @@ const BACKGROUND_LAYERS: usize = 1;
 /// Table of blobs whose index has been proved on this node: key: SHA-256, value: empty.
 const PROVED: &str = "layers-proved-v1";
 
+/// Table of blobs whose table of contents was found to be wrong: key: SHA-256, value: empty.
+const WRONG_TOCS: &str = "layers-wrong-tocs-v1";
+
 /// All layers in use. Clones share them; when the last is dropped, everything is unmounted.
 #[derive(Clone)]
 pub struct Layers {
@@ -65,6 +68,7 @@ pub(crate) struct Shared {
     pub background: Arc<Semaphore>,
     started: Instant,
     proved: Table,
+    wrong_tocs: Table,
     layers: Mutex<BTreeMap<Key, Arc<Layer>>>,
     /// Held by whoever builds or loads a blob's index.
     writers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -94,6 +98,7 @@ impl Layers {
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
             started: Instant::now(),
             proved: store.table(PROVED),
+            wrong_tocs: store.table(WRONG_TOCS),
             layers: Mutex::default(),
             writers: Mutex::default(),
             config,
@@ -195,6 +200,17 @@ impl Shared {
     pub fn forget_proved(&self, blob: Digest) {
         if let Err(error) = self.proved.delete(blob.as_bytes(), Sync::Now) {
             tracing::error!(layer = %blob, error = error_chain(&error), "wrong layer not struck off");
+        }
+    }
+
+    /// Whether the TOC inside `blob` has deceived this node before.
+    pub fn is_wrong_toc(&self, blob: Digest) -> Result<bool, skimmer_store::Error> {
+        self.wrong_tocs.contains(blob.as_bytes())
+    }
+
+    pub fn record_wrong_toc(&self, blob: Digest) {
+        if let Err(error) = self.wrong_tocs.put(blob.as_bytes(), &[], Sync::Now) {
+            tracing::error!(layer = %blob, error = error_chain(&error), "wrong table of contents not remembered");
         }
     }
 

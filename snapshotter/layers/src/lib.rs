@@ -14,4 +14,5 @@ pub use config::{Config, FuseConfig};
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
 pub use layers::{BundleError, Layers, Mode, Shown, Status};
 pub use mount::error_chain;
+pub use skimmer_index::toc::annotated as toc_digest;
 pub use state::State;

@@ -66,6 +66,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the layer itself is at fault, and not the way to it or this node.
+    pub const fn is_wrong_layer(&self) -> bool {
+        !matches!(self, Self::Fetch { .. } | Self::Write { .. } | Self::Stage)
+    }
+
     /// Whether the bytes received are not the blob, so that keeping them is of no use.
     pub const fn is_wrong_blob(&self) -> bool {
         matches!(self, Self::Digest { .. })

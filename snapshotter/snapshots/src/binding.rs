@@ -13,6 +13,8 @@ pub struct Binding {
     pub diff_id: Digest,
     /// The image through which the layer was first asked for; for messages.
     pub image: String,
+    /// That of the table of contents inside the blob, if the manifest gives one.
+    pub toc_digest: Option<Digest>,
 }
 
 /// [`Binding`] in JSON; digests are `sha256:<hex>`, an origin is `[host, repository]`.
@@ -25,6 +27,8 @@ struct Text {
     diff_id: String,
     image: String,
     origins: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    toc_digest: Option<String>,
 }
 
 impl Serialize for Binding {
@@ -41,6 +45,7 @@ impl Serialize for Binding {
                 .iter()
                 .map(|origin| (origin.host.clone(), origin.repository.clone()))
                 .collect(),
+            toc_digest: self.toc_digest.map(|digest| digest.to_string()),
         }
         .serialize(serializer)
     }
@@ -64,6 +69,7 @@ impl<'de> Deserialize<'de> for Binding {
             media_type: text.media_type,
             diff_id: digest(&text.diff_id)?,
             image: text.image,
+            toc_digest: text.toc_digest.as_deref().map(digest).transpose()?,
         })
     }
 }

@@ -54,6 +54,8 @@ pub struct LayerDescriptor {
     pub media_type: String,
     pub digest: Digest,
     pub size: u64,
+    /// That of the table of contents inside the blob, if the manifest gives one.
+    pub toc_digest: Option<Digest>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -371,6 +373,7 @@ mod tests {
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             digest: Digest::of(&i.to_le_bytes()),
             size: 1,
+            toc_digest: None,
         };
         ImageContent {
             reference: "localhost:5000/app:v1".parse().unwrap(),

@@ -15,6 +15,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,6 +160,21 @@ impl Pieces {
         let verified = self.verified();
         let (piece, right) = (piece as usize, verified.root == *table.root());
         right && verified.bits.get(piece) && self.present.get(piece)
+    }
+
+    /// Whether all of `range` is on disk, and matches `table` if there is one.
+    pub fn have(&self, mut range: Range<u32>, table: Option<&Arc<PieceTable>>) -> bool {
+        range.all(|piece| match table {
+            Some(table) => self.is_verified(piece, table),
+            None => self.present.get(piece as usize),
+        })
+    }
+
+    /// Says that an unverified piece isn't there, so that it is fetched again.
+    pub fn forget(&self, piece: u32) {
+        if !self.verified().bits.get(piece as usize) && self.present.clear(piece as usize) {
+            self.dirty.store(true, Ordering::Release);
+        }
     }
 
     /// Writes a piece, if it matches the table, and says that it is there. Blocks.

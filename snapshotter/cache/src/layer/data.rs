@@ -1,7 +1,7 @@
 //! The data file of a layer, filled chunk by chunk.
 //!
 //! `chunks` is a checkpoint in the format of [`crate::bits`] with one plane; its subject is the
-//! SHA-256 of the layer index that cuts the file into chunks.
+//! SHA-256 of the layer index (or of the table of contents) that cuts the file into chunks.
 //!
 //! Invariants: those of a blob's pieces. A chunk is marked after its bytes are written, a checkpoint
 //! reaches disk after the bytes, a file that had to be made starts empty.
@@ -181,6 +181,11 @@ impl LayerData {
         signed(bytes.start)
             .and_then(|start| punch(start, signed(bytes.end.saturating_sub(bytes.start))?))
             .map_err(|source| Error::Punch { blob, source })
+    }
+
+    /// Whether `subject` is what cuts the file into chunks.
+    pub(super) fn is_of(&self, subject: [u8; 32]) -> bool {
+        self.subject == subject
     }
 
     pub(super) fn is_dirty(&self) -> bool {

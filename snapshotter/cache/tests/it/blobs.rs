@@ -93,3 +93,24 @@ async fn without_a_table_nothing_can_be_ensured() {
     let error = blob.ensure(0..1, Class::Fault).await.unwrap_err();
     assert!(matches!(error, blob::Error::NoTable { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn unverified_bytes_do_for_who_checks_them_and_can_be_forgotten() {
+    let (dir, content) = (tempfile::tempdir().unwrap(), bytes(MIB, 4));
+    let twin = Twin::scripted(|n, _| if n == 0 { Deed::Corrupt(300_000) } else { Deed::Serve });
+    let reference = twin.add(&content);
+    let blob = open(dir.path(), &twin).blob(reference).unwrap();
+    blob.ensure_unverified(300_000..300_001, Class::Fault).await.unwrap();
+    assert_ne!(read(&blob, 300_000, 1), content[300_000..300_001]);
+    blob.forget(300_000..300_001);
+    assert_eq!(blob.bytes_present(), 0);
+    blob.ensure_unverified(300_000..300_001, Class::Fault).await.unwrap();
+    assert_eq!(read(&blob, 300_000, 1), content[300_000..300_001]);
+    assert_eq!((blob.bytes_present(), twin.requests().len()), (262_144, 2));
+    assert!(!blob.is_verified());
+    blob.set_table(Arc::new(table(&content))).unwrap();
+    blob.ensure(262_144..524_288, Class::Fault).await.unwrap();
+    blob.forget(262_144..524_288);
+    assert_eq!(twin.requests().len(), 2, "checked, and not fetched again");
+    assert_eq!(blob.bytes_present(), 262_144, "verified pieces are not forgotten");
+}

@@ -166,3 +166,27 @@ async fn a_removed_layer_can_still_be_read_by_who_has_it_open() {
     let fresh = files.open_data(4, 1).unwrap();
     assert!(!fresh.has(0), "the next file knows nothing of the last");
 }
+
+#[tokio::test]
+async fn a_provisional_layer_has_data_but_no_index_and_gives_way_to_one() {
+    let (dir, cache) = setup();
+    let (toc, other) = (Digest::of(b"TOC"), Digest::of(b"other TOC"));
+    let files = cache.layer(blob()).unwrap();
+    let data = files.open_provisional(toc, b"provisional", MIB, 4).unwrap();
+    assert_eq!(fs::read(files.inodes_path()).unwrap(), b"provisional");
+    assert!(files.load().unwrap().is_none());
+    data.file().write_all_at(b"x", 0).unwrap();
+    data.mark(0);
+    data.checkpoint().unwrap();
+
+    let again = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+    assert!(again.open_provisional(toc, b"provisional", MIB, 4).unwrap().has(0));
+    let emptied = again.open_provisional(other, b"provisional", MIB, 4).unwrap();
+    assert!(!emptied.has(0), "the chunks of another TOC");
+
+    stored(&files, b"index");
+    assert_eq!(fs::read(files.inodes_path()).unwrap(), b"inodes");
+    let own = files.open_data(MIB, 4).unwrap();
+    assert!(!own.has(0), "the chunks of no index");
+    assert!(data.has(0), "who has the older file open keeps it");
+}

@@ -3,7 +3,9 @@
 use skimmer_cache::{Blame, BlobKind, BlobRef, Class, Origin};
 use skimmer_index::codec::Compression;
 pub use skimmer_layers::error_chain as words;
-use skimmer_layers::{BundleError, Failure, LayerSpec, Layers, Mode, Shown, Status as LayerStatus};
+use skimmer_layers::{
+    BundleError, Failure, LayerSpec, Layers, Mode, Shown, Status as LayerStatus, toc_digest,
+};
 use skimmer_proto::node::{self, FetchedBytes, Progress, ShowIndexResponse};
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::Resolved;
@@ -57,6 +59,7 @@ pub fn content(reference: Reference, resolved: Resolved) -> ImageContent {
         media_type: d.media_type,
         digest: d.digest,
         size: d.size,
+        toc_digest: toc_digest(&d.annotations),
     });
     ImageContent {
         reference,
@@ -92,6 +95,7 @@ pub fn specs(content: &ImageContent) -> Image {
         media_type: layer.media_type.clone(),
         diff_id: *diff_id,
         image: name.clone(),
+        toc_digest: layer.toc_digest,
     });
     Image {
         namespace: String::new(),

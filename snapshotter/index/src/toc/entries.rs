@@ -34,6 +34,10 @@ pub(super) struct TocEntry {
     pub chunk_size: u64,
     /// zstd:chunked: `zeros` for a hole.
     pub chunk_type: String,
+    /// Of the file, `sha256:…`.
+    pub digest: String,
+    /// Of the chunk; may be left out where that is the whole file.
+    pub chunk_digest: String,
 }
 
 /// Gives `sink` each entry in order; stops at its first error.

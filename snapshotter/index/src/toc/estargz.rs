@@ -2,7 +2,7 @@
 //! holding the offset of that in its extra field.
 
 use super::{Error, Format, Place};
-use crate::tar::{Limits, TarWalk};
+use crate::tar::{Entry, Extent, Kind, Limits, TarWalk};
 
 const TOC_NAME: &[u8] = b"stargz.index.json";
 
@@ -30,22 +30,25 @@ pub(super) fn find(tail: &[u8], blob_len: u64) -> Option<Place> {
     })
 }
 
-/// The contents of the tar's first entry, which must be the TOC.
-pub(super) fn json(tar: &[u8]) -> Result<Vec<u8>, Error> {
+/// The contents of the tar's entry that is the TOC, and the entry.
+pub(super) fn json(tar: &[u8]) -> Result<(Vec<u8>, Entry), Error> {
     let mut found = None;
     let mut walk = TarWalk::new(Limits::default());
     walk.push(tar, &mut |entry| {
-        if entry.path == TOC_NAME {
-            found = entry.data.first().copied();
+        if entry.path == TOC_NAME && entry.kind == Kind::File {
+            found = Some(entry);
         }
         Ok(())
     })
     .map_err(|source| Error::Tar { source })?;
     walk.finish().map_err(|source| Error::Tar { source })?;
-    let extent = found.ok_or(Error::NoToc)?;
-    let (Ok(at), Ok(len)) = (usize::try_from(extent.at), usize::try_from(extent.len)) else {
+    let entry = found.ok_or(Error::NoToc)?;
+    // Exactly one extent: its tools write no sparse file.
+    let [Extent { logical: 0, len, at }] = entry.data[..] else { return Err(Error::NoToc) };
+    let (Ok(start), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else {
         return Err(Error::NoToc);
     };
-    let end = at.checked_add(len).ok_or(Error::NoToc)?;
-    tar.get(at..end).map(<[u8]>::to_vec).ok_or(Error::NoToc)
+    let end = start.checked_add(len).ok_or(Error::NoToc)?;
+    let json = tar.get(start..end).ok_or(Error::NoToc)?.to_vec();
+    Ok((json, entry))
 }

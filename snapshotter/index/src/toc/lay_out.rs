@@ -1,23 +1,21 @@
 //! The files of a TOC get their places: each at the next multiple of 512, in the TOC's order.
 
+use std::ops::Range;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use skimmer_proto::Digest;
 
 use super::entries::{TocEntry, each};
-use super::{Error, Format, Place, time};
+use super::{Error, Format, Found, OwnFile, Toc, time};
 use crate::chunk::{Chunk, State};
 use crate::codec::Compression;
-use crate::erofs;
-use crate::index::{LayerIndex, Layout, MAX_DATA_LEN};
+use crate::index::MAX_DATA_LEN;
 use crate::tar::{BLOCK, Entry, Extent, Kind, Limits, clean_path, display_path};
 use crate::tree::TreeBuilder;
 
-pub(super) fn index(
-    place: &Place,
-    json: &[u8],
-    blob_len: u64,
-    limits: Limits,
-) -> Result<LayerIndex, Error> {
+pub(super) fn lay_out(found: Found, blob_len: u64, limits: Limits) -> Result<Toc, Error> {
+    let Found { place, json, file, .. } = found;
     let mut builder = Builder {
         format: place.format,
         limits: limits.clone(),
@@ -26,36 +24,30 @@ pub(super) fn index(
         at: 0,
         file: None,
         chunks: Vec::new(),
+        digests: Vec::new(),
     };
-    each(json, &mut |entry| builder.entry(entry))?;
+    each(&json, &mut |entry| builder.entry(entry))?;
     builder.end_file()?;
-    let Builder { tree, at: tar_len, mut chunks, .. } = builder;
     // A member or frame ends where the next begins, at the latest at the TOC.
     let mut end = place.blob.start;
-    for chunk in chunks.iter_mut().rev() {
+    for chunk in builder.chunks.iter_mut().rev() {
         if chunk.blob.start >= end {
             return Err(Error::Order { at: chunk.blob.start });
         }
         chunk.blob.end = end;
         end = chunk.blob.start;
     }
+    let own = match file {
+        Some(file) => Some((builder.own_file(file, place.blob)?, Digest::of(&json))),
+        None => None,
+    };
+    let Builder { tree, at: data_len, chunks, digests, .. } = builder;
     let tree = tree.finish().map_err(|source| Error::Tree { source })?;
-    let image = erofs::write(&tree, tar_len).map_err(|source| Error::Inodes { source })?;
     let compression = match place.format {
         Format::Estargz => Compression::Gzip,
         Format::ZstdChunked => Compression::Zstd,
     };
-    Ok(LayerIndex {
-        compression,
-        layout: Layout::Toc,
-        blob_len,
-        tar_len,
-        data_len: image.data_len,
-        inodes: image.bytes,
-        copies: image.copies,
-        chunks,
-        windows: Vec::new(),
-    })
+    Ok(Toc { tree, compression, blob_len, data_len, chunks, digests, own })
 }
 
 struct Builder {
@@ -68,6 +60,8 @@ struct Builder {
     /// The file whose chunks are coming.
     file: Option<File>,
     chunks: Vec<Chunk>,
+    /// SHA-256 of what each chunk decodes to.
+    digests: Vec<Digest>,
 }
 
 struct File {
@@ -97,9 +91,7 @@ impl Builder {
         self.end_file()?;
         let file = self.convert(&entry)?;
         if file.kind != Kind::File {
-            let (number, name) = (self.entries, display_path(&file.path));
-            let placed = self.tree.insert(file);
-            return placed.map_err(|source| Error::Place { entry: number, name, source });
+            return self.insert(file, self.entries);
         }
         let mut file = File { entry: file, number: self.entries, start: self.at, done: 0 };
         if entry.size > 0 {
@@ -126,6 +118,14 @@ impl Builder {
                 Format::Estargz => State::Gzip { bit: 0, window: None },
                 Format::ZstdChunked => State::ZstdFrame,
             };
+            let whole = len == file.entry.size;
+            let digest = match entry.chunk_digest.as_str() {
+                "" if whole => &entry.digest,
+                digest => digest,
+            };
+            let digest = digest.parse();
+            let digest = digest.map_err(|_| self.invalid(entry, "a chunk has no SHA-256"))?;
+            self.digests.push(digest);
             // Its end follows from the next chunk's start.
             let blob = entry.offset..entry.offset;
             self.chunks.push(Chunk { data: at..at + len, blob, state });
@@ -144,6 +144,32 @@ impl Builder {
         }
         join(&mut entry.data);
         self.at = (start + done).next_multiple_of(BLOCK);
+        self.insert(entry, number)
+    }
+
+    /// The TOC itself, in the member at `blob`. Returns where its contents go.
+    fn own_file(&mut self, file: OwnFile, blob: Range<u64>) -> Result<u64, Error> {
+        let OwnFile { mut entry, len, digest } = file;
+        let start = self.at;
+        self.at = (start + len).next_multiple_of(BLOCK);
+        if self.at > MAX_DATA_LEN - BLOCK {
+            let (entry, name) = (self.entries + 1, display_path(&entry.path));
+            return Err(Error::Entry { entry, name, reason: "it is too large" });
+        }
+        let mut at = start;
+        for extent in &mut entry.data {
+            extent.at += start;
+            at = extent.at;
+        }
+        let state = State::Gzip { bit: 0, window: None };
+        self.chunks.push(Chunk { data: start..start + len, blob, state });
+        self.digests.push(digest);
+        self.insert(entry, self.entries + 1)?;
+        Ok(at)
+    }
+
+    fn insert(&mut self, entry: Entry, number: u64) -> Result<(), Error> {
+        let name = display_path(&entry.path);
         let placed = self.tree.insert(entry);
         placed.map_err(|source| Error::Place { entry: number, name, source })
     }

@@ -6,8 +6,10 @@ use std::io::Write;
 
 use proptest::prelude::{any, prop_assert, proptest};
 use serde_json::{Value, json};
+use skimmer_proto::Digest;
 
-use super::{Error, FOOTER_LEN, Format, Place, find, index, read};
+use super::{Error, FOOTER_LEN, Format, Found, Place, Toc, find, read};
+use crate::build::DataScan;
 use crate::build::tests::{data_file, read as read_file};
 use crate::codec::tests::{data, decode};
 use crate::index::{LayerIndex, Layout};
@@ -34,6 +36,9 @@ fn tar_header(name: &str, size: usize) -> Vec<u8> {
     header.set_path(name).unwrap();
     header.set_size(size as u64);
     header.set_mode(0o644);
+    header.set_uid(7);
+    header.set_gid(0);
+    header.set_mtime(1_566_297_043);
     header.set_cksum();
     header.as_bytes().to_vec()
 }
@@ -43,7 +48,8 @@ fn blob_of(files: &[(&str, Vec<u8>)], compress: fn(&[u8]) -> Vec<u8>) -> (Vec<u8
     let (mut blob, mut between, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     for (name, content) in files {
         between.extend(tar_header(name, content.len()));
-        let mut entry = json!({"name": name, "type": "reg", "mode": 0o100_644, "uid": 7, "gid": 0});
+        let mut entry = json!({"name": name, "type": "reg", "mode": 0o100_644, "uid": 7, "gid": 0,
+            "modtime": "2019-08-20T10:30:43Z"});
         if content.is_empty() {
             entries.push(entry);
             continue;
@@ -51,7 +57,7 @@ fn blob_of(files: &[(&str, Vec<u8>)], compress: fn(&[u8]) -> Vec<u8>) -> (Vec<u8
         blob.extend(compress(&between));
         between.clear();
         entry["size"] = content.len().into();
-        entry["modtime"] = "2019-08-20T10:30:43Z".into();
+        entry["digest"] = Digest::of(content).to_string().into();
         let last = content.chunks(CHUNK).count() - 1;
         for (i, chunk) in content.chunks(CHUNK).enumerate() {
             if i > 0 {
@@ -60,6 +66,9 @@ fn blob_of(files: &[(&str, Vec<u8>)], compress: fn(&[u8]) -> Vec<u8>) -> (Vec<u8
             }
             entry["offset"] = blob.len().into();
             entry["chunkSize"] = if i < last { chunk.len() } else { 0 }.into();
+            if last > 0 {
+                entry["chunkDigest"] = Digest::of(chunk).to_string().into();
+            }
             blob.extend(compress(chunk));
         }
         entries.push(entry);
@@ -74,6 +83,11 @@ fn blob_of(files: &[(&str, Vec<u8>)], compress: fn(&[u8]) -> Vec<u8>) -> (Vec<u8
 fn estargz(files: &[(&str, Vec<u8>)], extra: &[Value], legacy: bool) -> Vec<u8> {
     let (mut blob, mut entries) = blob_of(files, gzip);
     entries.extend_from_slice(extra);
+    finish_estargz(&mut blob, &entries, legacy);
+    blob
+}
+
+fn finish_estargz(blob: &mut Vec<u8>, entries: &[Value], legacy: bool) {
     let toc = json!({"version": 1, "entries": entries}).to_string();
     let at = blob.len();
     let mut tar = tar_header("stargz.index.json", toc.len());
@@ -84,12 +98,16 @@ fn estargz(files: &[(&str, Vec<u8>)], extra: &[Value], legacy: bool) -> Vec<u8> 
     blob.extend(if legacy { &b"\x16\0"[..] } else { b"\x1a\0SG\x16\0" });
     blob.extend(format!("{at:016x}STARGZ").into_bytes());
     blob.extend(*b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
-    blob
 }
 
 fn zstd_chunked(files: &[(&str, Vec<u8>)], extra: &[Value], legacy: bool) -> Vec<u8> {
     let (mut blob, mut entries) = blob_of(files, zstd_frame);
     entries.extend_from_slice(extra);
+    finish_zstd_chunked(&mut blob, &entries, legacy);
+    blob
+}
+
+fn finish_zstd_chunked(blob: &mut Vec<u8>, entries: &[Value], legacy: bool) {
     let toc = json!({"version": 1, "entries": entries, "tarSplitDigest": "x"}).to_string();
     let packed = zstd_frame(toc.as_bytes());
     let at = blob.len() + 8;
@@ -102,7 +120,6 @@ fn zstd_chunked(files: &[(&str, Vec<u8>)], extra: &[Value], legacy: bool) -> Vec
     let mut footer: Vec<u8> = numbers.iter().flat_map(|n| (*n as u64).to_le_bytes()).collect();
     footer.extend(*b"GNUlInUx");
     blob.extend(skippable(&footer));
-    blob
 }
 
 type Make = fn(&[(&str, Vec<u8>)], &[Value], bool) -> Vec<u8>;
@@ -113,10 +130,26 @@ fn tail(blob: &[u8]) -> &[u8] {
     &blob[blob.len().saturating_sub(FOOTER_LEN as usize)..]
 }
 
-fn index_of(blob: &[u8]) -> Result<LayerIndex, Error> {
+fn found_in(blob: &[u8]) -> Result<Found, Error> {
     let place = find(tail(blob), blob.len() as u64).unwrap();
-    let json = read(&place, &blob[place.blob.start as usize..place.blob.end as usize])?;
-    index(&place, &json, blob.len() as u64, Limits::default())
+    read(&place, &blob[place.blob.start as usize..place.blob.end as usize])
+}
+
+fn toc_of(blob: &[u8]) -> Result<Toc, Error> {
+    Toc::new(found_in(blob)?, blob.len() as u64, Limits::default())
+}
+
+fn index_of(blob: &[u8]) -> Result<LayerIndex, Error> {
+    toc_of(blob)?.into_index().map(|(index, _)| index)
+}
+
+/// A TOC of these bytes, wherever they are from.
+fn found(place: Place, json: &[u8]) -> Found {
+    Found { place, json: json.to_vec(), packed: Digest::of(b""), file: None }
+}
+
+fn index(place: &Place, json: &[u8], len: u64, limits: Limits) -> Result<LayerIndex, Error> {
+    Toc::new(found(place.clone(), json), len, limits)?.into_index().map(|(index, _)| index)
 }
 
 #[test]
@@ -132,13 +165,23 @@ fn a_toc_serves_every_file() {
         for legacy in [false, true] {
             let blob = make(&files, &[], legacy);
             assert_eq!(find(tail(&blob), blob.len() as u64).unwrap().format, format);
-            let index = index_of(&blob).unwrap();
-            assert_eq!((index.layout, index.chunks.len()), (Layout::Toc, 7));
+            let (index, digests) = toc_of(&blob).unwrap().into_index().unwrap();
+            // An eStargz TOC is a file, too.
+            let own = usize::from(format == Format::Estargz);
+            assert_eq!((index.layout, index.chunks.len()), (Layout::Toc, 7 + own));
             assert_eq!(LayerIndex::decode(&index.encode().unwrap()).unwrap(), index);
             let file = data_file(&index, &blob);
             for (name, content) in &files {
                 let path: Vec<&[u8]> = name.split('/').map(str::as_bytes).collect();
                 assert!(read_file(&index, &file, &path) == *content, "{format:?} {name}");
+            }
+            for (chunk, digest) in index.chunks.iter().zip(&digests) {
+                let bytes = &file[chunk.data.start as usize..chunk.data.end as usize];
+                assert_eq!(Digest::of(bytes), *digest);
+            }
+            if own > 0 {
+                let json = read_file(&index, &file, &[b"stargz.index.json"]);
+                assert_eq!(Digest::of(&json), found_in(&blob).unwrap().digest());
             }
             // To a reader that doesn't look for TOCs it is a tar like any other.
             let (tar, decoded) = decode(&blob, 10_000);
@@ -170,6 +213,85 @@ fn holes_and_other_kinds() {
     assert!(inodes.lookup(find(b"dir"), b"gone").is_some());
 }
 
+fn compare(blob: &[u8]) -> Result<(), Error> {
+    let (tar, decoded) = decode(blob, 10_000);
+    decoded.unwrap();
+    let mut scan = DataScan::new(Limits::default());
+    scan.push(&tar).unwrap();
+    let tree = scan.finish().unwrap().tree;
+    toc_of(blob)?.compare(&tree, &mut |buffer, at| {
+        buffer.copy_from_slice(&tar[at as usize..at as usize + buffer.len()]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_toc_is_what_its_tar_says_or_a_lie() {
+    let files = [
+        ("a", data(1, 700_000)),
+        ("empty", vec![]),
+        ("f", vec![]),
+        ("d/b", [vec![0; CHUNK], data(2, 5000)].concat()),
+    ];
+    type Lie = fn(&mut Vec<Value>);
+    let lies: [(&str, &str, Lie); 13] = [
+        ("", "", |_| {}),
+        // A chunk of zeros may be told as a hole.
+        ("", "", |e| {
+            let entry = e.iter_mut().find(|entry| entry["name"] == "d/b").unwrap();
+            entry["chunkType"] = "zeros".into();
+        }),
+        ("a", "content", |e| e[1]["chunkDigest"] = Digest::of(b"").to_string().into()),
+        ("a", "content", |e| e[1]["chunkType"] = "zeros".into()),
+        ("a", "mode", |e| e[0]["mode"] = 0o4755.into()),
+        ("a", "owner", |e| e[0]["uid"] = 0.into()),
+        ("a", "time", |e| e[0]["modtime"] = "2019-08-20T10:30:44Z".into()),
+        ("a", "set of extended attributes", |e| e[0]["xattrs"] = json!({"user.a": "aGk="})),
+        ("empty", "type, size, target or device", |e| {
+            let entry = e.iter_mut().find(|entry| entry["name"] == "empty").unwrap();
+            *entry = json!({"name": "empty", "type": "symlink", "linkName": "a"});
+        }),
+        ("/", "set of entries", |e| e.push(json!({"name": "more", "type": "dir"}))),
+        ("/", "set of entries", |e| e.retain(|entry| entry["name"] != "empty")),
+        ("d", "mode", |e| e.push(json!({"name": "d", "type": "dir", "mode": 0o700}))),
+        ("f", "number of links", |e| {
+            e.push(json!({"name": "f", "type": "hardlink", "linkName": "empty"}));
+        }),
+    ];
+    type Finish = fn(&mut Vec<u8>, &[Value], bool);
+    let makers: [(fn(&[u8]) -> Vec<u8>, Finish); 2] =
+        [(gzip, finish_estargz), (zstd_frame, finish_zstd_chunked)];
+    for (compress, finish) in makers {
+        for (number, (expected_path, expected, lie)) in lies.iter().enumerate() {
+            let (mut blob, mut entries) = blob_of(&files, compress);
+            lie(&mut entries);
+            finish(&mut blob, &entries, false);
+            match compare(&blob) {
+                Ok(()) => assert_eq!(*expected, "", "lie {number}"),
+                Err(Error::Lie { path, what }) => {
+                    assert_eq!((path.as_str(), what), (*expected_path, *expected), "{number}");
+                }
+                Err(error) => panic!("{number}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_manifest_means_one_toc() {
+    for (format, make) in MAKERS {
+        let blob = make(&[("a", data(1, 100))], &[], false);
+        let place = find(tail(&blob), blob.len() as u64).unwrap();
+        let packed = &blob[place.blob.start as usize..place.blob.end as usize];
+        let found = found_in(&blob).unwrap();
+        let annotated = match format {
+            Format::Estargz => found.digest(),
+            Format::ZstdChunked => Digest::of(packed),
+        };
+        assert!(found.is(annotated) && !found.is(Digest::of(&blob)), "{format:?}");
+    }
+}
+
 #[test]
 fn what_is_refused() {
     for (name, extra) in [
@@ -182,6 +304,7 @@ fn what_is_refused() {
             json!({"name": "x", "type": "reg", "size": 5, "offset": 1, "chunkSize": 4}),
         ),
         ("chunk too long", json!({"name": "x", "type": "reg", "size": 5, "chunkSize": 6})),
+        ("no digest", json!({"name": "x", "type": "reg", "size": 5, "digest": "sha256:1"})),
         ("inside a member", json!({"name": "x", "type": "reg", "size": 5, "innerOffset": 6})),
         ("huge", json!({"name": "x", "type": "reg", "size": u64::MAX, "offset": 1})),
         ("negative", json!({"name": "x", "type": "reg", "size": -1})),
@@ -224,7 +347,7 @@ proptest! {
         let mut blob = make(&[("a", data(1, 3000)), ("b", data(2, 150_000))], &[], false);
         let place = find(tail(&blob), blob.len() as u64).unwrap();
         let range = place.blob.start as usize..place.blob.end as usize;
-        let mut json = read(&place, &blob[range.clone()]).unwrap();
+        let mut json = read(&place, &blob[range.clone()]).unwrap().json;
         for (at, byte) in flips {
             let bytes = if in_json { &mut json[..] } else { &mut blob[range.start..] };
             let at = at.index(bytes.len());

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use skimmer_cache::{Blob, Class};
 use skimmer_index::codec::Decoder;
 use skimmer_index::index::{LayerIndex, Layout};
+use skimmer_index::toc;
 use skimmer_proto::Digest;
 
 use super::{Cause, Failure, Layer, Open};
@@ -39,6 +40,10 @@ pub enum Error {
     Digest { actual: Digest },
     #[error("the layer on disk has the DiffID {actual}, expected {expected}: its index was wrong")]
     DiffId { expected: Digest, actual: Digest },
+    #[error("compare the table of contents by which it was mounted with its tar")]
+    Toc { source: Box<toc::Error> },
+    #[error("the table of contents by which it was mounted is not the one that is in the blob")]
+    OtherToc,
 }
 
 impl Layer {
@@ -51,6 +56,9 @@ impl Layer {
             return Ok(());
         }
         let open = self.opened().ok_or_else(|| self.failure(Cause::Released))?;
+        if let Some(toc) = open.toc {
+            return self.replace_toc(&open, toc).await;
+        }
         let chunks = open.fill.index().chunks.len();
         for first in (0..chunks).step_by(RUN) {
             let run = first..chunks.min(first + RUN);
@@ -65,7 +73,7 @@ impl Layer {
                 self.read_far_ahead();
                 Ok(())
             }
-            Err(Cause::Verify { source }) => Err(self.purge(&open, source).await),
+            Err(cause @ Cause::Verify { .. }) => Err(self.purge(&open, cause).await),
             Err(cause) => Err(self.failure(cause)),
         }
     }
@@ -131,12 +139,17 @@ impl Layer {
         Ok(())
     }
 
-    /// Forgets a layer whose index or piece table was wrong.
-    async fn purge(self: &Arc<Self>, open: &Open, source: Error) -> Failure {
-        let failure = self.failure(Cause::Verify { source });
-        tracing::error!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
-            "purging a layer that is not what its index says; containers may have read wrong bytes");
+    /// Forgets a layer whose index, piece table or TOC was wrong.
+    pub(super) async fn purge(self: &Arc<Self>, open: &Open, cause: Cause) -> Failure {
         open.purge(&self.shared).await;
+        self.expose(cause)
+    }
+
+    /// Fails a layer that containers use and that is not what it was taken for.
+    pub(super) fn expose(self: &Arc<Self>, cause: Cause) -> Failure {
+        let failure = self.failure(cause);
+        tracing::error!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
+            "a layer in use is not what it was taken for; containers may have read wrong bytes");
         self.apply(Event::Failed(Arc::clone(&failure)), None);
         failure
     }

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use memmap2::Mmap;
 use skimmer_cache::{Class, LayerData, LayerFiles, LayerObjects, Pin};
 use skimmer_index::build::Built;
+use skimmer_index::chunk::Chunk;
 use skimmer_index::erofs::{Inodes, Nid};
 use skimmer_index::index::{LayerIndex, Layout};
+use skimmer_index::tree::Tree;
 use skimmer_proto::{Digest, PieceTable};
 
 use super::{Cause, Layer, LayerSpec};
-use crate::fill::{self, Fill};
+use crate::fill::{self, Fill, Proof};
 use crate::fuse::{Content, Reader};
 use crate::layers::Shared;
 use crate::metrics::Metrics;
@@ -33,6 +35,8 @@ pub struct Open {
     /// Length of the encoded index.
     pub index_bytes: u64,
     pub inodes: Arc<Inodes<Mmap>>,
+    /// SHA-256 of the TOC inside the blob, if that is all the index there is.
+    pub toc: Option<Digest>,
     files: Arc<LayerFiles>,
     /// Whether SHA-256 and DiffID of the whole have been matched on this node.
     proved: bool,
@@ -60,14 +64,12 @@ impl Open {
         };
         let data = files.open_data(index.data_len, index.chunks.len());
         let data = data.map_err(|source| Cause::Files { source })?;
-        let too_long = |chunk: &skimmer_index::chunk::Chunk| {
-            chunk.data.end - chunk.data.start > MAX_LAZY_CHUNK_BYTES
-        };
-        if !data.complete() && index.chunks.iter().any(too_long) {
+        if !data.complete() && !is_lazy(&index.chunks) {
             return Ok(None);
         }
         let proved = shared.is_proved(digest)?;
-        let parts = Parts { index, table, index_bytes: encoded.len() as u64, data, files, pin };
+        let (word, index_bytes) = (Word::Table(table), encoded.len() as u64);
+        let parts = Parts { index, word, index_bytes, data, files, pin };
         match parts.open(shared, spec, proved) {
             Ok(open) => Ok(Some(open)),
             Err(Cause::Inodes { source }) => {
@@ -78,8 +80,12 @@ impl Open {
         }
     }
 
-    /// Fetches the layer whole, proves it and stores what it is.
-    pub async fn pull(shared: &Arc<Shared>, spec: &LayerSpec, class: Class) -> Result<Self, Cause> {
+    /// Fetches the layer whole, proves it and stores what it is. Also returns the tree in its tar.
+    pub async fn pull(
+        shared: &Arc<Shared>,
+        spec: &LayerSpec,
+        class: Class,
+    ) -> Result<(Self, Tree), Cause> {
         let started = Instant::now();
         let digest = spec.blob.digest;
         let pin = shared.cache.pin_layer(digest);
@@ -103,9 +109,9 @@ impl Open {
         blob.prove(built.table.clone()).map_err(|source| Cause::Blob { source })?;
         let (shared, spec) = (Arc::clone(shared), spec.clone());
         let kept = tokio::task::spawn_blocking(move || {
-            let open = Self::keep(&shared, &spec, built, files, pin)?;
+            let kept = Self::keep(&shared, &spec, built, files, pin)?;
             shared.metrics.pulled(spec.blob.len, started.elapsed());
-            Ok(open)
+            Ok(kept)
         });
         kept.await.unwrap_or(Err(Cause::Interrupted))
     }
@@ -117,8 +123,8 @@ impl Open {
         built: Built,
         files: Arc<LayerFiles>,
         pin: Pin,
-    ) -> Result<Self, Cause> {
-        let Built { index, encoded, table } = built;
+    ) -> Result<(Self, Tree), Cause> {
+        let Built { index, encoded, table, tree } = built;
         let failed = |source| Cause::Files { source };
         files.store(&encoded, &table, &index.inodes).map_err(failed)?;
         let (len, chunks) = (index.data_len, index.chunks.len());
@@ -129,8 +135,9 @@ impl Open {
             Layout::Toc => files.open_data(len, chunks).map_err(failed)?,
         };
         shared.record_proved(spec.blob.digest)?;
-        let parts = Parts { index, table, index_bytes: encoded.len() as u64, data, files, pin };
-        parts.open(shared, spec, true)
+        let (word, index_bytes) = (Word::Table(table), encoded.len() as u64);
+        let parts = Parts { index, word, index_bytes, data, files, pin };
+        Ok((parts.open(shared, spec, true)?, tree))
     }
 
     /// Whether nothing is missing and everything was verified.
@@ -183,19 +190,31 @@ impl Open {
     }
 }
 
+/// Whether no chunk is too long for a reader's patience.
+pub(super) fn is_lazy(chunks: &[Chunk]) -> bool {
+    chunks.iter().all(|chunk| chunk.data.end - chunk.data.start <= MAX_LAZY_CHUNK_BYTES)
+}
+
+/// Whose word an index is.
+pub(super) enum Word {
+    Table(PieceTable),
+    /// The TOC with this digest, and what it says that the chunks decode to.
+    Toc(Digest, Vec<Digest>),
+}
+
 /// What an [`Open`] is made of.
-struct Parts {
-    index: LayerIndex,
-    table: PieceTable,
-    index_bytes: u64,
-    data: Arc<LayerData>,
-    files: Arc<LayerFiles>,
-    pin: Pin,
+pub(super) struct Parts {
+    pub index: LayerIndex,
+    pub word: Word,
+    pub index_bytes: u64,
+    pub data: Arc<LayerData>,
+    pub files: Arc<LayerFiles>,
+    pub pin: Pin,
 }
 
 impl Parts {
-    fn open(self, shared: &Shared, spec: &LayerSpec, proved: bool) -> Result<Open, Cause> {
-        let Self { mut index, table, index_bytes, data, files, pin } = self;
+    pub fn open(self, shared: &Shared, spec: &LayerSpec, proved: bool) -> Result<Open, Cause> {
+        let Self { mut index, word, index_bytes, data, files, pin } = self;
         let inodes = map(&files.inodes_path()).map_err(|source| Cause::Map { source })?;
         let inodes = Inodes::open(inodes, index.data_len)
             .map_err(|source| Cause::Inodes { source: Box::new(source) })?;
@@ -203,17 +222,24 @@ impl Parts {
         index.inodes = Vec::new();
         let failed = |source| Cause::Blob { source };
         let blob = shared.cache.blob(spec.blob.clone()).map_err(failed)?;
-        blob.set_table(Arc::new(table)).map_err(failed)?;
+        let (proof, toc) = match word {
+            Word::Table(table) => {
+                blob.set_table(Arc::new(table)).map_err(failed)?;
+                (Proof::Pieces, None)
+            }
+            Word::Toc(digest, chunks) => (Proof::Chunks(chunks), Some(digest)),
+        };
         let fill = Fill::new(
             blob,
             data,
             index,
+            proof,
             shared.config.deadline,
             Arc::clone(&shared.decoders),
             Arc::clone(&shared.metrics),
         );
         let fill = Arc::new(fill);
-        Ok(Open { fill, index_bytes, inodes: Arc::new(inodes), files, proved, _pin: pin })
+        Ok(Open { fill, index_bytes, inodes: Arc::new(inodes), toc, files, proved, _pin: pin })
     }
 }
 

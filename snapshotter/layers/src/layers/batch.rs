@@ -8,9 +8,13 @@ use super::Layers;
 use crate::layer::{Failure, Layer, LayerSpec};
 
 impl Layers {
-    /// Makes sure that each layer has an index: pulls through those that have none.
+    /// Makes sure that each layer has an index: pulls through those that have none, mounted or not.
     pub async fn build(&self, specs: Vec<LayerSpec>) -> Result<(), Failure> {
-        self.each(specs, async |layer| layer.ready().await).await
+        let index = async |layer: &Arc<Layer>| {
+            layer.ready().await?;
+            if layer.is_provisional() { layer.complete().await } else { Ok(()) }
+        };
+        self.each(specs, index).await
     }
 
     /// Fetches what is missing of each layer, and verifies it.

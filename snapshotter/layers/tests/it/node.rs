@@ -21,6 +21,7 @@ pub struct Node {
     pub layers: Layers,
     pub source: Arc<Memory>,
     pub directory: TempDir,
+    trust_toc: bool,
 }
 
 impl Node {
@@ -29,6 +30,15 @@ impl Node {
     }
 
     pub fn over(source: Arc<Memory>, directory: TempDir) -> Self {
+        Self::with(source, directory, false)
+    }
+
+    /// A node that mounts by TOCs.
+    pub fn trusting(source: Arc<Memory>) -> Self {
+        Self::with(source, tempfile::tempdir().unwrap(), true)
+    }
+
+    fn with(source: Arc<Memory>, directory: TempDir, trust_toc: bool) -> Self {
         let deadline = Duration::from_secs(2);
         let root = directory.path();
         let store = Store::open(&root.join("meta")).unwrap();
@@ -43,20 +53,21 @@ impl Node {
         config.deadline = deadline;
         config.min_layer_bytes = 0;
         config.background_delay = None;
+        config.trust_toc = trust_toc;
         let layers = Layers::open(config, cache, &store, &mut registry).unwrap();
-        Self { layers, source, directory }
+        Self { layers, source, directory, trust_toc }
     }
 
     /// A second life over the same files.
     pub async fn restart(self) -> Self {
-        let Self { layers, source, directory } = self;
+        let Self { layers, source, directory, trust_toc } = self;
         layers.drain();
         drop(layers);
         // RocksDB lets one process in at a time: wait until what still runs has let go of it.
         let lock = directory.path().join("meta");
         for _ in 0..200 {
             if Store::open(&lock).is_ok() {
-                return Self::over(source, directory);
+                return Self::with(source, directory, trust_toc);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -88,6 +99,7 @@ pub fn spec(blob: &[u8], diff_id: Digest) -> LayerSpec {
         media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
         diff_id,
         image: "registry.test/a/b:latest".to_owned(),
+        toc_digest: None,
     }
 }
 

@@ -208,6 +208,7 @@ pub(crate) fn bind(layer: Layer, image: &str, origins: &[Origin]) -> Option<Bind
         media_type: layer.media_type,
         diff_id: layer.diff_id,
         image: image.to_owned(),
+        toc_digest: layer.toc_digest,
     })
 }
 

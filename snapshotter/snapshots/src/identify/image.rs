@@ -1,6 +1,9 @@
 //! An image's manifest and config, as far as its layers need them. Pure; both are hostile input.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use skimmer_layers::toc_digest;
 use skimmer_proto::Digest;
 
 /// More layers than overlayfs could stack.
@@ -36,6 +39,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// Names this layer on top of those below (OCI image spec, config.md).
     pub chain_id: Digest,
+    /// That of the table of contents inside the blob, if the manifest gives one.
+    pub toc_digest: Option<Digest>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +55,8 @@ struct DescriptorText {
     media_type: String,
     digest: String,
     size: u64,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +87,7 @@ impl Image {
                 media_type: layer.media_type,
                 diff_id: link.diff_id,
                 chain_id: link.chain_id,
+                toc_digest: layer.annotations.as_ref().and_then(toc_digest),
             })
         });
         Ok(Self { layers: layers.collect::<Result<_, _>>()? })

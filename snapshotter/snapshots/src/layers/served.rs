@@ -69,8 +69,8 @@ impl LayerStore for Served {
 
 impl From<Binding> for LayerSpec {
     fn from(layer: Binding) -> Self {
-        let Binding { blob, media_type, diff_id, image } = layer;
-        Self { blob, media_type, diff_id, image }
+        let Binding { blob, media_type, diff_id, image, toc_digest } = layer;
+        Self { blob, media_type, diff_id, image, toc_digest }
     }
 }
 

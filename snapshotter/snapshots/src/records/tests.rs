@@ -33,6 +33,7 @@ fn binding(blob: &str) -> Binding {
         media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
         diff_id: Digest::of(b"diff"),
         image: "r.io:5000/a/b:t".to_owned(),
+        toc_digest: Some(Digest::of(b"toc")),
     }
 }
 

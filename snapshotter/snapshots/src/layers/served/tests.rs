@@ -85,6 +85,7 @@ async fn a_covered_mount_shows_the_directories_below() {
         media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
         diff_id: Digest::of(tar),
         image: "registry.test/a/b:latest".to_owned(),
+        toc_digest: None,
     };
     let (low_layer, own_layer) = (binding(&low), binding(&own));
     let root = tempfile::tempdir().unwrap();
