@@ -118,7 +118,7 @@ fn finish_zstd_chunked(blob: &mut Vec<u8>, entries: &[Value], legacy: bool) {
         numbers.extend([at + packed.len() + 8, 9, 9]);
     }
     let mut footer: Vec<u8> = numbers.iter().flat_map(|n| (*n as u64).to_le_bytes()).collect();
-    footer.extend(*b"GNUlInUx");
+    footer.extend(*b"GnUlInUx");
     blob.extend(skippable(&footer));
 }
 
@@ -338,6 +338,15 @@ fn footers_that_point_nowhere() {
         assert_eq!(find(&tail[1..tail.len() - 1], blob.len() as u64), None);
         assert_eq!(find(&[], 0), None);
     }
+}
+
+#[test]
+fn the_footer_that_skopeo_writes() {
+    // skopeo 1.9.3: a TOC of 3337 bytes, 11511 decompressed, at 3001404.
+    let footer = b"\x50\x2a\x4d\x18\x28\0\0\0\x3c\xcc\x2d\0\0\0\0\0\x09\x0d\0\0\0\0\0\0\
+        \xf7\x2c\0\0\0\0\0\0\x01\0\0\0\0\0\0\0GnUlInUx";
+    let expected = Place { format: Format::ZstdChunked, blob: 3_001_404..3_004_741 };
+    assert_eq!(find(footer, 3_004_789), Some(expected));
 }
 
 proptest! {

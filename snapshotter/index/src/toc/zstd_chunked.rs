@@ -7,7 +7,7 @@
 use super::{Format, MAX_TOC, Place};
 
 const FRAME: &[u8] = &[0x50, 0x2a, 0x4d, 0x18];
-const MAGIC: &[u8] = b"GNUlInUx";
+const MAGIC: &[u8] = b"GnUlInUx";
 const TOC_TYPE: u64 = 1;
 
 pub(super) fn find(tail: &[u8], blob_len: u64) -> Option<Place> {
