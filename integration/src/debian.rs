@@ -1,5 +1,6 @@
 //! Real images: Debian with Python and numpy, made by debootstrap once and kept outside the checkout.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -162,6 +163,7 @@ fn cached(
             blob: Blob { digest, size, path },
             diff_id: diff_id.parse()?,
             format: Format::Gzip,
+            annotations: BTreeMap::new(),
         })
     };
     record.layers.iter().map(load).collect()
@@ -227,5 +229,6 @@ fn pack(root: &Path, paths: &[String], into: &Path, number: usize) -> anyhow::Re
     let path = into.join(packed.digest.hex());
     std::fs::rename(&packed.path, &path)?;
     std::fs::remove_file(&list)?;
-    Ok(Layer { blob: Blob { path, ..packed }, diff_id, format: Format::Gzip })
+    let (blob, format) = (Blob { path, ..packed }, Format::Gzip);
+    Ok(Layer { blob, diff_id, format, annotations: BTreeMap::new() })
 }

@@ -1,16 +1,29 @@
 //! Layers in eStargz: gzip members that begin at files' contents, and a table of them at the end
 //! (stargz-snapshotter's `docs/estargz.md`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use skimmer_proto::Digest;
 
-use crate::layer::{Blob, Format, Layer, gzip};
+use crate::layer::{Format, Layer, gzip};
 use crate::tar::{Header, Tar};
+
+/// Where a manifest gives the SHA-256 of the table.
+const ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// A layer of directories (names that end in `/`) and files.
 pub fn layer(entries: &[(&str, &[u8])], folder: &Path) -> anyhow::Result<Layer> {
+    lying(entries, |_| {}, folder)
+}
+
+/// The same with a table whose entries went through `lie`.
+pub fn lying(
+    entries: &[(&str, &[u8])],
+    lie: impl FnOnce(&mut [Value]),
+    folder: &Path,
+) -> anyhow::Result<Layer> {
     let mut writer = Writer::default();
     let mut table: Vec<Value> = Vec::new();
     for (name, data) in entries {
@@ -33,6 +46,7 @@ pub fn layer(entries: &[(&str, &[u8])], folder: &Path) -> anyhow::Result<Layer> 
         table.push(entry);
     }
     writer.flush()?;
+    lie(&mut table);
     let start = writer.blob.len();
     let table = json!({ "version": 1, "entries": table }).to_string();
     writer.pending = Tar::new().file("stargz.index.json", table.as_bytes()).end();
@@ -41,8 +55,9 @@ pub fn layer(entries: &[(&str, &[u8])], folder: &Path) -> anyhow::Result<Layer> 
     writer.blob.extend_from_slice(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0");
     writer.blob.extend_from_slice(format!("{start:016x}STARGZ").as_bytes());
     writer.blob.extend_from_slice(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
-    let diff_id = Digest::of(&writer.tar);
-    Ok(Layer { blob: Blob::of(&writer.blob, folder)?, diff_id, format: Format::Gzip })
+    let layer = Layer::new(&writer.blob, Digest::of(&writer.tar), Format::Gzip, folder)?;
+    let digest = Digest::of(table.as_bytes()).to_string();
+    Ok(Layer { annotations: BTreeMap::from([(ANNOTATION.to_owned(), digest)]), ..layer })
 }
 
 #[derive(Default)]

@@ -82,7 +82,13 @@ impl Plan {
         let layers: Vec<Value> = self
             .layers
             .iter()
-            .map(|layer| descriptor(layer.media_type(self.oci), &layer.blob))
+            .map(|layer| {
+                let mut entry = descriptor(layer.media_type(self.oci), &layer.blob);
+                if !layer.annotations.is_empty() {
+                    entry["annotations"] = json!(layer.annotations);
+                }
+                entry
+            })
             .collect();
         let (own, of_config) = if self.oci {
             (

@@ -1,5 +1,6 @@
 //! Layers of test images: a tar stream in each compression that images come in.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ pub struct Layer {
     pub blob: Blob,
     pub diff_id: Digest,
     pub format: Format,
+    /// Of its descriptor in the manifest.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Blob {
@@ -68,7 +71,17 @@ impl Layer {
             }
             Format::Zstd => zstd::encode_all(tar, 3)?,
         };
-        Ok(Self { blob: Blob::of(&bytes, folder)?, diff_id: Digest::of(tar), format })
+        Self::new(&bytes, Digest::of(tar), format, folder)
+    }
+
+    /// A layer whose blob is `bytes`, stored in `folder`, and whose DiffID is `diff_id`, true or not.
+    pub fn new(
+        bytes: &[u8],
+        diff_id: Digest,
+        format: Format,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        Ok(Self { blob: Blob::of(bytes, folder)?, diff_id, format, annotations: BTreeMap::new() })
     }
 
     /// Its media type, `oci` or Docker's.

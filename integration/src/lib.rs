@@ -28,3 +28,4 @@ pub mod tar;
 pub mod tools;
 pub mod tree;
 pub mod world;
+pub mod zstd_chunked;

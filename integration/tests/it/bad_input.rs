@@ -5,7 +5,7 @@ use skimmer_integration::command::{PATIENCE, failure_of};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::{Image, Plan};
-use skimmer_integration::layer::{Blob, Format, Layer, gzip, noise};
+use skimmer_integration::layer::{Format, Layer, gzip, noise};
 use skimmer_integration::node::Node;
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
@@ -17,7 +17,7 @@ use crate::indexes;
 
 /// A layer whose blob is `blob` and whose DiffID is `diff_id`, true or not.
 fn layer(scenario: &Scenario, blob: &[u8], diff_id: Digest) -> anyhow::Result<Layer> {
-    Ok(Layer { blob: Blob::of(blob, &blobs(scenario))?, diff_id, format: Format::Gzip })
+    Layer::new(blob, diff_id, Format::Gzip, &blobs(scenario))
 }
 
 /// What is wrong with an image, and a word that a person needs to find in the error, beside the layer's digest.
