@@ -4,9 +4,19 @@
 //! them, the bounds on both. Does not own: who is asked for what ([`crate`]'s planner), where pieces
 //! are kept and who may read them ([`Serve`]), whether bytes are right (the receiver checks).
 //!
-//! Every implementation passes one conformance suite; [`memory::Memory`] is the one for tests.
+//! Two implementations pass one conformance suite: [`wire::Wire`], and [`memory::Memory`] for tests.
 
+mod asking;
+pub mod frame;
+mod gate;
 pub mod memory;
+mod muxer;
+mod security;
+mod serving;
+pub mod shape;
+mod streams;
+mod upload;
+pub mod wire;
 
 use std::io;
 use std::ops::Range;
@@ -76,10 +86,13 @@ pub trait Serve: Send + Sync + 'static {
     async fn call(&self, from: &Membership, call: Call) -> Result<Reply, Refusal>;
 }
 
-/// Pieces on disk.
+/// Pieces on disk. Both calls block.
 pub trait PieceReader: Send + 'static {
-    /// Replaces what is in `buffer` by the whole piece. Blocks. Called once for each piece of the request, in its order.
-    fn read(&mut self, piece: u32, buffer: &mut Vec<u8>) -> io::Result<Held>;
+    /// Whether `piece` is here. Asked once for each piece of the request, in its order.
+    fn find(&mut self, piece: u32) -> io::Result<Held>;
+
+    /// Fills `buffer` with the piece's bytes from `offset` on; only after [`Self::find`] found it.
+    fn read(&mut self, piece: u32, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -289,3 +302,6 @@ fn answers(call: &Call, reply: &Reply) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod conformance;

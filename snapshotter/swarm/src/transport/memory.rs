@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skimmer_identity::{Membership, PeerId};
+use skimmer_proto::Geometry;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -144,7 +145,7 @@ impl PieceTransport for Memory {
                 biased;
                 () = cut.cancelled() => Some(gone(peer)),
                 () = dropped.cancelled() => None,
-                result = sending.send(request) => result.err(),
+                result = sending.send(request, geometry) => result.err(),
             };
             if let Some(error) = broken {
                 // The receiver may have gone.
@@ -208,14 +209,22 @@ struct Sending {
 }
 
 impl Sending {
-    async fn send(&self, request: Request) -> Result<(), Error> {
+    async fn send(&self, request: Request, geometry: Geometry) -> Result<(), Error> {
         let refused = |source| Error::Refused { peer: self.peer, source };
         let mut reader = self.node.serve.open(&self.from, &request).await.map_err(refused)?;
         for piece in request.pieces.iter().cloned().flatten() {
+            let span = geometry.span(piece);
+            let len = usize::try_from(span.end - span.start).map_err(|_| gone(self.peer))?;
             let (read, back) = tokio::task::spawn_blocking(move || {
                 let mut reader: Box<dyn PieceReader> = reader;
-                let mut buffer = Vec::new();
-                (reader.read(piece, &mut buffer).map(|held| (held, buffer)), reader)
+                let mut buffer = vec![0; len];
+                let read = reader.find(piece).and_then(|held| {
+                    if matches!(held, Held::Here(_)) {
+                        reader.read(piece, 0, &mut buffer)?;
+                    }
+                    Ok((held, buffer))
+                });
+                (read, reader)
             })
             .await
             .map_err(|_| gone(self.peer))?;

@@ -1,0 +1,455 @@
+//! The loop that owns the libp2p swarm: dials, hands streams to jobs, keeps the links' table.
+//!
+//! Invariants:
+//! - A link is in the table from its first connection until it has no connection for bulk.
+//! - Whoever waits for a link is answered: when it is up, or when a dial or a connection fails.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use libp2p::core::transport::upgrade::Version;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, NetworkBehaviour, Stream, Swarm, SwarmEvent};
+use libp2p::{
+    Multiaddr, Transport as _, allow_block_list, connection_limits, identify, identity, ping, tcp,
+};
+use skimmer_identity::{Membership, PeerId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::asking::{Asker, Counters};
+use super::super::frame::Role;
+use super::super::gate::Gate;
+use super::super::muxer::Yamux;
+use super::super::security::{Members, Security, to_libp2p};
+use super::super::serving::{Desk, serve};
+use super::super::streams::{self, Opened, Streams};
+use super::super::upload::Upload;
+use super::super::{Error, Serve};
+use super::{Config, LinkState, Links, StartError};
+
+/// From the first byte of a connection to the end of its handshakes.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A peer that doesn't answer in time is gone.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What identify tells other libp2p programs that this is.
+const IDENTITY: &str = "/skimmer/1";
+
+pub enum Command {
+    Connect {
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        reply: Waiter,
+    },
+    Disconnect(PeerId),
+    Block(PeerId),
+    /// The other end said what an inbound connection is for.
+    Hello {
+        connection: ConnectionId,
+        role: Role,
+    },
+    /// A stream ended, hence its connection is of no use any more.
+    Ended {
+        connection: ConnectionId,
+        reason: String,
+    },
+}
+
+type Waiter = oneshot::Sender<Result<Membership, Error>>;
+
+#[derive(NetworkBehaviour)]
+#[behaviour(prelude = "libp2p::swarm::derive_prelude")]
+pub struct Behaviour {
+    gate: Gate,
+    limits: connection_limits::Behaviour,
+    blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    streams: Streams,
+}
+
+pub fn swarm(
+    config: &Config,
+    peer: &PeerId,
+    security: Security,
+) -> Result<Swarm<Behaviour>, StartError> {
+    let local = to_libp2p(peer).ok_or(StartError::Key)?;
+    let key = identity::ed25519::PublicKey::try_from_bytes(peer.public_key())
+        .map_err(|_| StartError::Key)?;
+    let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1)
+        .authenticate(security)
+        .multiplex(Yamux)
+        .timeout(HANDSHAKE_DEADLINE)
+        .boxed();
+    let limits = config.limits;
+    let behaviour = Behaviour {
+        gate: Gate::new(limits.address_burst, limits.address_period),
+        limits: connection_limits::Behaviour::new(
+            connection_limits::ConnectionLimits::default()
+                .with_max_pending_incoming(Some(limits.pending))
+                .with_max_pending_outgoing(Some(limits.pending))
+                .with_max_established_incoming(Some(limits.established))
+                .with_max_established_outgoing(Some(limits.established))
+                .with_max_established(Some(limits.established.saturating_mul(2)))
+                .with_max_established_per_peer(Some(limits.per_peer)),
+        ),
+        blocked: allow_block_list::Behaviour::default(),
+        identify: identify::Behaviour::new(
+            identify::Config::new(IDENTITY.to_owned(), key.into())
+                .with_agent_version(format!("skimmerd/{}", env!("CARGO_PKG_VERSION"))),
+        ),
+        ping: ping::Behaviour::new(
+            ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_DEADLINE),
+        ),
+        streams: Streams::default(),
+    };
+    let config = libp2p::swarm::Config::with_tokio_executor();
+    Ok(Swarm::new(transport, behaviour, local, config))
+}
+
+pub struct Driver {
+    swarm: Swarm<Behaviour>,
+    members: Arc<Members>,
+    serve: Arc<dyn Serve>,
+    upload: Arc<Upload>,
+    links: Arc<Links>,
+    listening: Arc<Mutex<Vec<Multiaddr>>>,
+    commands: mpsc::UnboundedSender<Command>,
+    connections: HashMap<ConnectionId, Connection>,
+    dials: HashMap<ConnectionId, (PeerId, Role)>,
+    waiters: HashMap<PeerId, Vec<Waiter>>,
+}
+
+struct Connection {
+    peer: PeerId,
+    counters: Arc<Counters>,
+    /// `None`: the other end dialled and hasn't said yet.
+    role: Option<Role>,
+    /// Waits for the role to be known.
+    asking: Option<Stream>,
+}
+
+impl Driver {
+    pub fn new(
+        (swarm, members): (Swarm<Behaviour>, Arc<Members>),
+        (serve, upload): (Arc<dyn Serve>, Arc<Upload>),
+        (links, listening): (Arc<Links>, Arc<Mutex<Vec<Multiaddr>>>),
+        commands: mpsc::UnboundedSender<Command>,
+    ) -> Self {
+        Self {
+            swarm,
+            members,
+            serve,
+            upload,
+            links,
+            listening,
+            commands,
+            connections: HashMap::new(),
+            dials: HashMap::new(),
+            waiters: HashMap::new(),
+        }
+    }
+
+    /// Listens on a multiaddr; returns when it does.
+    pub async fn listen(&mut self, address: &str) -> Result<(), StartError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StartError::Listen {
+            address: address.to_owned(),
+            source,
+        };
+        let parsed: Multiaddr = address
+            .parse()
+            .map_err(|source| StartError::Address { address: address.to_owned(), source })?;
+        let listener = self.swarm.listen_on(parsed).map_err(|error| failed(Box::new(error)))?;
+        loop {
+            match self.swarm.select_next_some().await {
+                SwarmEvent::NewListenAddr { listener_id, address } if listener_id == listener => {
+                    self.lock_listening().push(address);
+                    return Ok(());
+                }
+                SwarmEvent::ListenerClosed { listener_id, reason, .. }
+                    if listener_id == listener =>
+                {
+                    let reason = reason.err().unwrap_or_else(|| io::ErrorKind::Other.into());
+                    return Err(failed(Box::new(reason)));
+                }
+                event => self.on_event(event),
+            }
+        }
+    }
+
+    pub async fn run(&mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                event = self.swarm.select_next_some() => self.on_event(event),
+            }
+        }
+    }
+
+    fn lock_listening(&self) -> std::sync::MutexGuard<'_, Vec<Multiaddr>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { peer, addresses, reply } => {
+                self.waiters.entry(peer).or_default().push(reply);
+                if !self.settle(&peer) {
+                    self.dial_missing(&peer, &addresses);
+                }
+            }
+            Command::Disconnect(peer) => self.close_all(&peer, "it was dropped"),
+            Command::Block(peer) => {
+                if let Some(peer) = to_libp2p(&peer) {
+                    self.swarm.behaviour_mut().blocked.block_peer(peer);
+                }
+                self.close_all(&peer, "it was blocked");
+            }
+            Command::Hello { connection, role } => {
+                let Some(known) = self.connections.get_mut(&connection) else { return };
+                if known.role.is_none() {
+                    known.role = Some(role);
+                    if let Some(stream) = known.asking.take() {
+                        self.start_asking(connection, stream);
+                    }
+                }
+            }
+            Command::Ended { connection, reason } => {
+                if let Some(known) = self.connections.get(&connection) {
+                    tracing::debug!(peer = %known.peer, reason, "a stream ended");
+                }
+                self.swarm.close_connection(connection);
+            }
+        }
+    }
+
+    /// Dials for what the link lacks and nobody has dialled for yet.
+    fn dial_missing(&mut self, peer: &PeerId, addresses: &[Multiaddr]) {
+        for role in [Role::Bulk, Role::Faults] {
+            let under_way = self.dials.values().any(|dial| *dial == (*peer, role));
+            let mine = self.connections.values().filter(|connection| connection.peer == *peer);
+            let made = mine.map(|connection| connection.role);
+            if under_way || made.into_iter().any(|made| made.is_none_or(|made| made == role)) {
+                continue;
+            }
+            let Some(to) = to_libp2p(peer) else { return };
+            let dial = DialOpts::peer_id(to)
+                .addresses(addresses.to_vec())
+                // There is a connection already: for the other role.
+                .condition(PeerCondition::Always)
+                // Two connections from the listening port would be one to TCP.
+                .allocate_new_port()
+                .build();
+            self.dials.insert(dial.connection_id(), (*peer, role));
+            let connection = dial.connection_id();
+            if let Err(error) = self.swarm.dial(dial) {
+                self.dials.remove(&connection);
+                self.fail(peer, Arc::new(error));
+                return;
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                let role = self.dials.remove(&connection_id).map(|(_, role)| role);
+                let known = self.members.get(&peer_id);
+                let Some(membership) = known else {
+                    self.swarm.close_connection(connection_id);
+                    return;
+                };
+                let address = endpoint.get_remote_address().to_string();
+                self.connected(connection_id, role, membership, address);
+            }
+            SwarmEvent::ConnectionClosed { connection_id, cause, .. } => {
+                let cause = cause.map_or_else(|| "it was closed".to_owned(), |c| c.to_string());
+                self.closed(connection_id, &cause);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                if let Some((peer, _)) = self.dials.remove(&connection_id) {
+                    self.fail(&peer, Arc::new(error));
+                }
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(from = %send_back_addr, %error, "a connection was refused");
+            }
+            SwarmEvent::NewListenAddr { address, .. } => self.lock_listening().push(address),
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.lock_listening().retain(|known| *known != address);
+            }
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                tracing::error!(?addresses, ?reason, "no longer listening for peers");
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Streams(event)) => self.on_stream(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(&event),
+            _ => {}
+        }
+    }
+
+    fn connected(
+        &mut self,
+        connection: ConnectionId,
+        role: Option<Role>,
+        membership: Membership,
+        address: String,
+    ) {
+        let peer = membership.peer;
+        let counters = self.links.with(|links| {
+            let link = links.entry(peer).or_insert_with(|| LinkState {
+                membership: membership.clone(),
+                counters: Arc::default(),
+                rtt: None,
+                addresses: Vec::new(),
+                askers: Vec::new(),
+            });
+            link.membership = membership;
+            if !link.addresses.contains(&address) {
+                link.addresses.push(address);
+            }
+            Arc::clone(&link.counters)
+        });
+        self.connections.insert(connection, Connection { peer, counters, role, asking: None });
+        let linked: Vec<_> =
+            self.connections.values().filter_map(|known| to_libp2p(&known.peer)).collect();
+        self.members.prune(|member| linked.contains(member));
+    }
+
+    fn on_stream(&mut self, event: streams::Event) {
+        let streams::Event { connection, opened } = event;
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        match opened {
+            Opened::Asking(stream) if known.role.is_some() => {
+                self.start_asking(connection, stream);
+            }
+            Opened::Asking(stream) => known.asking = Some(stream),
+            Opened::Serving(stream) => {
+                let Some(from) = to_libp2p(&known.peer).and_then(|peer| self.members.get(&peer))
+                else {
+                    return;
+                };
+                let desk = Desk {
+                    serve: Arc::clone(&self.serve),
+                    upload: Arc::clone(&self.upload),
+                    from,
+                    counters: Arc::clone(&known.counters),
+                };
+                let commands = self.commands.clone();
+                tokio::spawn(async move {
+                    let hello = |role| drop(commands.send(Command::Hello { connection, role }));
+                    let reason = serve(stream, desk, hello).await.to_string();
+                    // The driver may have stopped.
+                    let _ = commands.send(Command::Ended { connection, reason });
+                });
+            }
+            Opened::Failed(reason) => {
+                tracing::debug!(peer = %known.peer, reason, "a peer takes no streams");
+                self.swarm.close_connection(connection);
+            }
+        }
+    }
+
+    fn start_asking(&mut self, connection: ConnectionId, stream: Stream) {
+        let Some(Connection { peer, counters, role: Some(role), .. }) =
+            self.connections.get(&connection)
+        else {
+            return;
+        };
+        let (peer, role) = (*peer, *role);
+        let (asker, run) = Asker::start(peer, stream, role, Arc::clone(counters));
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            let reason = run.await.to_string();
+            // The driver may have stopped.
+            let _ = commands.send(Command::Ended { connection, reason });
+        });
+        let came_up = self.links.with(|links| {
+            let link = links.get_mut(&peer)?;
+            let before = link.is_up();
+            link.askers.push((connection, role, asker));
+            (!before && link.is_up()).then(|| link.membership.clone())
+        });
+        if let Some(membership) = came_up {
+            tracing::info!(%peer, zone = membership.zone, "linked to a peer");
+        }
+        self.settle(&peer);
+    }
+
+    /// Answers whoever waits for the link, if it is up.
+    fn settle(&mut self, peer: &PeerId) -> bool {
+        let up = self.links.with(|links| {
+            links.get(peer).filter(|link| link.is_up()).map(|link| link.membership.clone())
+        });
+        let Some(membership) = up else { return false };
+        for waiter in self.waiters.remove(peer).unwrap_or_default() {
+            // It may have given up.
+            let _ = waiter.send(Ok(membership.clone()));
+        }
+        true
+    }
+
+    /// Tells whoever waits for the link that it won't come up.
+    fn fail(&mut self, peer: &PeerId, source: Arc<dyn std::error::Error + Send + Sync>) {
+        for waiter in self.waiters.remove(peer).unwrap_or_default() {
+            // It may have given up.
+            let _ = waiter.send(Err(Error::Connect { peer: *peer, source: Arc::clone(&source) }));
+        }
+    }
+
+    fn on_ping(&mut self, event: &ping::Event) {
+        match (&event.result, self.connections.get(&event.connection)) {
+            (Ok(rtt), Some(known)) => self.links.with(|links| {
+                if let Some(link) = links.get_mut(&known.peer) {
+                    link.rtt = Some(*rtt);
+                }
+            }),
+            (Err(error), Some(known)) => {
+                tracing::info!(peer = %known.peer, %error, "a peer doesn't answer");
+                self.swarm.close_connection(event.connection);
+            }
+            (_, None) => {}
+        }
+    }
+
+    fn closed(&mut self, connection: ConnectionId, cause: &str) {
+        let Some(Connection { peer, .. }) = self.connections.remove(&connection) else { return };
+        let bulk_left = self
+            .connections
+            .values()
+            .any(|known| known.peer == peer && known.role.is_none_or(|role| role == Role::Bulk));
+        let went_down = self.links.with(|links| {
+            let link = links.get_mut(&peer)?;
+            let before = link.is_up();
+            link.askers.retain(|asker| asker.0 != connection);
+            let after = link.is_up();
+            if !bulk_left {
+                links.remove(&peer);
+            }
+            Some(before && !after)
+        });
+        if went_down == Some(true) {
+            tracing::info!(%peer, cause, "the link to a peer is down");
+        }
+        if !bulk_left {
+            self.close_all(&peer, cause);
+        }
+    }
+
+    fn close_all(&mut self, peer: &PeerId, reason: &str) {
+        let mine = self.connections.iter().filter(|(_, known)| known.peer == *peer);
+        let mine: Vec<_> = mine.map(|(connection, _)| *connection).collect();
+        for connection in mine {
+            self.swarm.close_connection(connection);
+        }
+        self.fail(peer, Arc::new(io::Error::other(reason.to_owned())));
+    }
+}
