@@ -380,6 +380,12 @@ impl Blob {
         Ok(())
     }
 
+    /// Evicts something, after a write of what the blob decodes to failed with "no space left on
+    /// device". The caller then tries once more.
+    pub async fn make_room(&self) {
+        self.shared.space.make_room().await;
+    }
+
     /// Records on disk what is present. Blocks.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
         let digest = self.digest;

@@ -204,6 +204,12 @@ impl LayerFiles {
         options.read(true).write(true).create_new(true).open(&path).map_err(failed)
     }
 
+    /// Drops the file of [`Self::new_data`]: it came to nothing. Blocks.
+    pub fn discard_new_data(&self) -> Result<(), Error> {
+        let removed = disk::remove(&self.dir.join(NEW_DATA));
+        removed.map(drop).map_err(|source| Error::Remove { blob: self.blob, source })
+    }
+
     /// Takes the file of [`Self::new_data`], completely decoded, as the data file with all its
     /// chunks. To be called after [`Self::store`]. Reaches disk in the background. Whoever has an
     /// older data file open keeps that. The layer must be pinned from [`Self::new_data`] on. Blocks.

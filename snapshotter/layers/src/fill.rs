@@ -28,6 +28,7 @@ use skimmer_proto::Digest;
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+use crate::sparse;
 
 /// How much of the blob is read, and decoded, at a time.
 const STEP_BYTES: usize = 256 << 10;
@@ -61,6 +62,12 @@ pub enum Error {
     Write { chunk: usize, source: io::Error },
     #[error("decoding chunk {chunk} was interrupted")]
     Interrupted { chunk: usize },
+}
+
+impl Error {
+    fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
 }
 
 /// What one chunk's job came to; many may wait for it.
@@ -232,6 +239,16 @@ impl Fill {
 
     async fn attempt(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
         self.fetch(chunk, class).await?;
+        match self.decode_in_turn(chunk, class).await {
+            Err(error) if error.is_disk_full() => {
+                self.blob.make_room().await;
+                self.decode_in_turn(chunk, class).await
+            }
+            decoded => decoded,
+        }
+    }
+
+    async fn decode_in_turn(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
         let decoders = match class {
             Class::Background => &self.decoders.background,
             Class::Fault | Class::PullThrough => &self.decoders.urgent,
@@ -373,7 +390,7 @@ impl<'a> Writer<'a> {
 
     fn write(&mut self) {
         if self.failed.is_none() {
-            self.failed = self.file.write_all_at(&self.buffer, self.at).err();
+            self.failed = sparse::write_all_at(self.file, &self.buffer, self.at).err();
         }
         self.at += self.buffer.len() as u64;
         self.buffer.clear();

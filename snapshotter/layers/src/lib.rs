@@ -8,6 +8,7 @@ pub mod layers;
 mod metrics;
 pub mod mount;
 pub mod pull;
+mod sparse;
 pub mod state;
 
 pub use config::{Config, FuseConfig};

@@ -16,7 +16,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc as threads;
 
@@ -30,6 +29,7 @@ use skimmer_proto::Digest;
 use tokio::sync::mpsc;
 
 use crate::fill::copy_within;
+use crate::sparse;
 
 /// Parts of the blob between the fetch and each of its readers.
 const QUEUED_PARTS: usize = 8;
@@ -74,6 +74,16 @@ impl Error {
     /// Whether the bytes received are not the blob, so that keeping them is of no use.
     pub const fn is_wrong_blob(&self) -> bool {
         matches!(self, Self::Digest { .. })
+    }
+
+    /// Whether it may go better when something has been evicted.
+    pub fn is_disk_full(&self) -> bool {
+        let source = match self {
+            Self::Write { source } => source,
+            Self::Fetch { source: skimmer_cache::blob::Error::Write { source, .. } } => source,
+            _ => return false,
+        };
+        source.kind() == io::ErrorKind::StorageFull
     }
 }
 
@@ -200,7 +210,7 @@ fn scan(
     let mut scan = DataScan::new(Limits::default());
     let mut at = 0;
     for mut buffer in buffers {
-        data.write_all_at(&buffer, at).map_err(|source| Error::Write { source })?;
+        sparse::write_all_at(data, &buffer, at).map_err(|source| Error::Write { source })?;
         scan.push(&buffer).map_err(|source| Error::Tar { source })?;
         at += buffer.len() as u64;
         buffer.clear();

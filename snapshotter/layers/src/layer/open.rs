@@ -91,16 +91,29 @@ impl Open {
         let pin = shared.cache.pin_layer(digest);
         let blob = shared.cache.blob(spec.blob.clone()).map_err(|source| Cause::Blob { source })?;
         let files = shared.cache.layer(digest).map_err(|source| Cause::Files { source })?;
-        let new = files.new_data().map_err(|source| Cause::Files { source })?;
-        let expected = Expected {
-            blob: digest,
-            diff_id: spec.diff_id,
-            max_data_bytes: shared.config.max_data_bytes,
+        let attempt = async || {
+            let new = files.new_data().map_err(|source| Cause::Files { source })?;
+            let expected = Expected {
+                blob: digest,
+                diff_id: spec.diff_id,
+                max_data_bytes: shared.config.max_data_bytes,
+            };
+            Ok(pull::pull(&blob, Arc::new(new), expected, class).await)
         };
-        let built = match pull::pull(&blob, Arc::new(new), expected, class).await {
+        let mut pulled = attempt().await?;
+        if pulled.as_ref().is_err_and(pull::Error::is_disk_full) {
+            blob.make_room().await;
+            pulled = attempt().await?;
+        }
+        let built = match pulled {
             Ok(built) => built,
             Err(error) => {
-                if error.is_wrong_blob() {
+                // What has come is of use to the next attempt, unless it fills a disk that others need.
+                let forget = error.is_wrong_blob() || error.is_disk_full();
+                if let Err(left) = files.discard_new_data() {
+                    tracing::warn!(layer = %digest, error = error_chain(&left), "half a layer left on disk");
+                }
+                if forget {
                     blob.distrust().await.map_err(|source| Cause::Blob { source })?;
                 }
                 return Err(Cause::Pull { source: Box::new(error) });
