@@ -109,7 +109,8 @@ fn registry(config: &Config) -> Registry {
     Registry::new(skimmer_registry::Config {
         config_path: Some(config.registry.config_path.clone()),
         docker_config: Some(config.registry.docker_config.clone()),
-        deadline: config.fetch.deadline,
+        // Sooner than the cache's own, so that the registry's last word is known when that is over.
+        deadline: config.fetch.deadline / 4 * 3,
         ..skimmer_registry::Config::default()
     })
 }

@@ -39,8 +39,8 @@ pub enum Error {
     TwoKinds,
     #[error("it lists neither images nor layers with a configuration")]
     Incomplete,
-    #[error("layer {number}")]
-    Layer { number: usize, source: media::Error },
+    #[error("layer {number}, {digest}")]
+    Layer { number: usize, digest: Digest, source: media::Error },
     #[error("no image for platform {wanted}; there is one for: {offered}")]
     Platform { wanted: Platform, offered: String },
     #[error("the configuration lists {diff_ids} DiffIDs for {layers} layers")]
@@ -132,7 +132,8 @@ fn image(config: Raw, layers: Vec<Raw>) -> Result<Manifest, Error> {
     let mut described = Vec::new();
     for (at, layer) in layers.into_iter().enumerate() {
         let layer = layer.descriptor(|| format!("layer {at}"))?;
-        layer.layer_kind().map_err(|source| Error::Layer { number: at, source })?;
+        let (number, digest) = (at, layer.digest);
+        layer.layer_kind().map_err(|source| Error::Layer { number, digest, source })?;
         described.push(layer);
     }
     media::check_config(&config.media_type)?;

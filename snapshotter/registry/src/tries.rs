@@ -37,8 +37,14 @@ pub struct Tries {
     pause: Option<Duration>,
     /// What the registry itself, not a mirror, said last: the error worth reporting.
     own: Option<http::Error>,
+    /// A registry's answer that took it out: more telling than another's silence.
+    answer: Option<http::Error>,
     until: Instant,
 }
+
+/// Rounds after one registry has answered that it hasn't got it, or won't give it: the others, often
+/// guesses, are not waited for until the end.
+const ROUNDS_AFTER_ANSWER: u32 = 3;
 
 /// What to do after a failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,8 +59,17 @@ impl Tries {
     /// `None` without candidates. `limit` is the number of rounds.
     pub fn new(candidates: Vec<Candidate>, limit: u32, until: Instant) -> Option<Self> {
         let candidates: Vec<_> = candidates.into_iter().map(|c| (Arc::new(c), true)).collect();
-        let (pause, own) = (None, None);
-        let tries = Self { candidates, current: 0, asked: 0, rounds: 0, limit, pause, own, until };
+        let tries = Self {
+            candidates,
+            current: 0,
+            asked: 0,
+            rounds: 0,
+            limit,
+            pause: None,
+            own: None,
+            answer: None,
+            until,
+        };
         (!tries.candidates.is_empty()).then_some(tries)
     }
 
@@ -82,7 +97,8 @@ impl Tries {
     pub async fn failed(&mut self, error: http::Error) -> Result<(), http::Error> {
         let candidate = self.candidate();
         let random = RandomState::new().build_hasher().finish();
-        let next = self.decide(error.is_retryable(), error.retry_after(), Instant::now(), random);
+        let retryable = error.is_retryable();
+        let next = self.decide(retryable, error.retry_after(), Instant::now(), random);
         tracing::debug!(
             endpoint = %PlainUrl::from(&candidate.endpoint.base),
             repository = candidate.origin.repository,
@@ -91,19 +107,27 @@ impl Tries {
             "a request failed"
         );
         match next {
+            Next::GiveUp => return Err(self.account(error, &candidate)),
+            Next::Now | Next::After(_) if !candidate.endpoint.is_mirror && !retryable => {
+                self.answer.get_or_insert(error);
+            }
             Next::Now | Next::After(_) if !candidate.endpoint.is_mirror => {
                 self.own = Some(error);
             }
-            Next::GiveUp if candidate.endpoint.is_mirror => {
-                return Err(self.own.take().unwrap_or(error));
-            }
-            Next::GiveUp => return Err(error),
             Next::Now | Next::After(_) => {}
         }
         if let Next::After(pause) = next {
             tokio::time::sleep(pause).await;
         }
         Ok(())
+    }
+
+    /// The most telling error when `candidate`'s is the last.
+    fn account(&mut self, last: http::Error, candidate: &Candidate) -> http::Error {
+        let answered = !last.is_retryable() && !candidate.endpoint.is_mirror;
+        let earlier = if answered { None } else { self.answer.take() };
+        let own = if candidate.endpoint.is_mirror { self.own.take() } else { None };
+        earlier.or(own).unwrap_or(last)
     }
 
     fn decide(
@@ -128,7 +152,9 @@ impl Tries {
         }
         let pause = self.pause.take().unwrap_or_default();
         (self.asked, self.rounds) = (0, self.rounds + 1);
-        if self.rounds >= self.limit || now + pause >= self.until {
+        let answered = self.candidates.iter().any(|(c, alive)| !alive && !c.endpoint.is_mirror);
+        let limit = if answered { self.limit.min(ROUNDS_AFTER_ANSWER) } else { self.limit };
+        if self.rounds >= limit || now + pause >= self.until {
             return Next::GiveUp;
         }
         Next::After(pause)
@@ -209,6 +235,12 @@ mod tests {
             &[(0, Next::Now), (1, Next::Now), (2, ms(100)), (2, Next::GiveUp)],
         );
         check(2, 9, &[(false, None); 2], &[(0, Next::Now), (1, Next::GiveUp)]);
+        check(
+            2,
+            9,
+            &[again, (false, None), again, again, again],
+            &[(0, Next::Now), (1, ms(100)), (0, ms(200)), (0, Next::GiveUp), (0, Next::GiveUp)],
+        );
         // A server's wish counts, but not beyond the deadline.
         check(1, 3, &[(true, Some(7)), (true, Some(60))], &[(0, ms(7000)), (0, Next::GiveUp)]);
         check(2, 3, &[(true, Some(60)), (true, Some(3))], &[(0, Next::Now), (1, ms(3000))]);
