@@ -76,6 +76,8 @@ struct Core {
     mount: Option<Mount>,
     /// What was mounted before the layer was opened anew; containers may be using it.
     former: Option<Mount>,
+    /// Id of the mount, or of the one to come.
+    place: Option<u64>,
 }
 
 impl Layer {
@@ -144,10 +146,9 @@ impl Layer {
     /// Mounts `open`, unless the layer has been released meanwhile.
     fn mount_now(self: &Arc<Self>, open: &Arc<Open>) -> Result<Mounted, Cause> {
         let file_system = LayerFs::new(open.reader(self, &self.shared), &self.shared.config.fuse);
-        let mount = self
-            .shared
-            .mounts
-            .mount(file_system, &self.shared.config.fuse)
+        let (mounts, place) = (&self.shared.mounts, self.reserved());
+        let mount = mounts
+            .mount(place, file_system, &self.shared.config.fuse)
             .map_err(|source| Cause::Mount { source })?;
         let result = mounted(&mount);
         let mut core = self.core();
@@ -172,6 +173,15 @@ impl Layer {
         {
             mount.set_read_ahead(self.shared.config.fuse.read_ahead_kib);
         }
+    }
+
+    /// Where the layer is mounted, or will be: the path exists from then on.
+    pub fn place(&self) -> PathBuf {
+        self.shared.mounts.path(self.reserved())
+    }
+
+    fn reserved(&self) -> u64 {
+        *self.core().place.get_or_insert_with(|| self.shared.mounts.reserve())
     }
 
     pub fn mounted(&self) -> Option<Mounted> {
@@ -218,9 +228,13 @@ impl Layer {
             if open.is_some() && (state.is_working() || state.is_ready()) {
                 core.open = open;
                 core.former = core.mount.take();
+                if core.former.is_some() {
+                    core.place = None;
+                }
             }
             let action = core.machine.apply(now, event);
             let closed = (action == Action::Close).then(|| {
+                core.place = None;
                 let mounts = [core.mount.take(), core.former.take()];
                 (mounts.into_iter().flatten().collect::<Vec<_>>(), core.open.take())
             });

@@ -61,14 +61,23 @@ impl Mounts {
             })
     }
 
-    /// Mounts `file_system` under a new id and serves it until the [`Mount`] is dropped.
+    /// An id for a mount to come. Its path doesn't exist until then.
+    pub fn reserve(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn path(&self, id: u64) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    /// Mounts `file_system` under the reserved `id` and serves it until the [`Mount`] is dropped.
     pub fn mount<F: fuser::Filesystem>(
         &self,
+        id: u64,
         file_system: F,
         config: &FuseConfig,
     ) -> Result<Mount, Error> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.root.join(id.to_string());
+        let path = self.path(id);
         fs::create_dir(&path).map_err(|source| Error::Point { path: path.clone(), source })?;
         let served = Device::mount(&path).and_then(|device| {
             let server = device.serve(file_system, config)?;

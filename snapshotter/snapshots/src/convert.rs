@@ -55,6 +55,7 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Chain(error) => chain_code(error),
         Error::Filter(_) | Error::IdMapping { .. } => Code::InvalidArgument,
+        Error::Unidentified { .. } => Code::FailedPrecondition,
         Error::Pending { .. } => Code::Unavailable,
         Error::Layer { source, .. } => match source.blame {
             LayerBlame::Content => Code::DataLoss,

@@ -3,7 +3,7 @@
 //! Under the root (`<root>/snapshots`):
 //! - `<id>/record`: the [`Snapshot`] in JSON; `<id>/fs`: its content; `<id>/work`: overlayfs's own;
 //!   a snapshot whose content is a layer has the record and, in `fs`, the layer's
-//!   [cover](crate::implicit), empty if it needs none; `<id>/fs.new`: a cover being made;
+//!   [cover](crate::implicit), empty if it needs none; `<id>/fs.new`: an `fs` being made;
 //! - `new/<id>`: being made; `removed/<id>`: to be deleted; `m/`: the mounts of layers.
 //!
 //! Owns: these folders, except `m/`.
@@ -13,6 +13,7 @@
 //! - A folder appears under its id whole, its record first.
 //! - The record in a folder is written before the database's.
 //! - A cover appears whole, and doesn't change.
+//! - Content appears with its owner; a snapshot made before that was known gets it later.
 
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,15 @@ pub enum Covered {
     By(PathBuf),
 }
 
+/// What a new snapshot starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// An empty folder of this user and group; `None`: ours.
+    Owned(Option<(u32, u32)>),
+    /// Nothing: whose it is will be known when the snapshot parents can be looked at.
+    Later,
+}
+
 pub struct Folders {
     root: PathBuf,
     /// Held while `removed/` is being emptied, so that two sweeps don't trip over each other.
@@ -100,8 +110,8 @@ impl Folders {
         self.folder(id).join("work")
     }
 
-    /// Makes the snapshot's folder, its record in it, its content owned by `owner` (user, group).
-    pub fn create(&self, snapshot: &Snapshot, owner: Option<(u32, u32)>) -> Result<(), Error> {
+    /// Makes the snapshot's folder, its record in it, its content as `content` says.
+    pub fn create(&self, snapshot: &Snapshot, content: Content) -> Result<(), Error> {
         let new = self.new_folder().join(snapshot.id.to_string());
         if new.exists() {
             self.set_aside(&new)?;
@@ -109,11 +119,8 @@ impl Folders {
         make(&new, 0o700)?;
         write_record(&new, snapshot)?;
         if snapshot.layer.is_none() {
-            let content = new.join("fs");
-            make(&content, 0o755)?;
-            if let Some((uid, gid)) = owner {
-                std::os::unix::fs::lchown(&content, Some(uid), Some(gid))
-                    .map_err(|source| Error::Own { path: content, uid, gid, source })?;
+            if let Content::Owned(owner) = content {
+                make_owned(&new.join("fs"), owner)?;
             }
             if snapshot.kind == Kind::Active {
                 make(&new.join("work"), 0o711)?;
@@ -122,6 +129,19 @@ impl Folders {
         rename(&new, &self.folder(snapshot.id))?;
         let synced = File::open(&self.root).and_then(|root| root.sync_all());
         synced.map_err(|source| Error::Make { path: self.folder(snapshot.id), source })
+    }
+
+    pub fn has_content(&self, id: u64) -> bool {
+        self.content(id).exists()
+    }
+
+    /// Makes the content that [`Content::Later`] left out, unless it is there. One caller at a time.
+    pub fn complete(&self, id: u64, owner: Option<(u32, u32)>) -> Result<(), Error> {
+        if self.has_content(id) {
+            return Ok(());
+        }
+        make_owned(&self.new_cover(id)?, owner)?;
+        self.keep_cover(id)
     }
 
     /// What there is of the cover of snapshot `id`, whose content is a layer.
@@ -184,7 +204,11 @@ impl Folders {
     /// Space that the snapshot's own content takes.
     pub fn usage(&self, id: u64) -> Result<crate::Usage, Error> {
         let path = self.content(id);
-        usage::measure(&path).map_err(|source| Error::Measure { path, source })
+        match usage::measure(&path) {
+            // Not made yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(crate::Usage::default()),
+            measured => measured.map_err(|source| Error::Measure { path, source }),
+        }
     }
 
     /// Ids of all snapshot folders, ascending.
@@ -252,6 +276,20 @@ fn make(path: &Path, mode: u32) -> Result<(), Error> {
     let made = fs::create_dir(path)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
     made.map_err(|source| Error::Make { path: path.to_owned(), source })
+}
+
+/// Makes the folder, or takes the one that is there, for this owner.
+fn make_owned(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Error> {
+    if !path.exists() {
+        make(path, 0o755)?;
+    }
+    let Some((uid, gid)) = owner else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|source| Error::Own {
+        path: path.to_owned(),
+        uid,
+        gid,
+        source,
+    })
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {

@@ -31,6 +31,11 @@ pub enum Error {
     NoImage { namespace: String, reference: Digest },
     #[error("the snapshot parent is not the layer below chain ID {reference} in image {image}")]
     OtherParent { reference: Digest, image: String },
+    #[error(
+        "layer {layer} of image {image} has the media type {media_type:?}: foreign, encrypted or no \
+         file system; only containerd may be able to get it"
+    )]
+    Unservable { layer: Digest, image: String, media_type: String },
     #[error("image {image} came from no registry that containerd recorded")]
     NoOrigin { image: String },
     #[error("read {what} from containerd's content store")]

@@ -28,6 +28,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::identify::links;
+use crate::snapshot::{REFERENCE_LABEL, REQUIRED_LABEL};
 
 /// An image as the registry describes it.
 #[derive(Clone, Debug)]
@@ -67,8 +68,8 @@ pub enum Error {
     #[error("image {image} has {layers} layers and {diff_ids} DiffIDs")]
     Layers { image: Reference, layers: usize, diff_ids: usize },
     #[error(
-        "layer {layer} of {image} could not be prepared lazily: {snapshotter} answered with mounts; \
-         the daemon's log says why"
+        "layer {layer} of {image} could not be prepared lazily: containerd's snapshotter \
+         {snapshotter:?} answered with mounts, so it is not skimmerd"
     )]
     NotLazy { image: Reference, layer: Digest, snapshotter: String },
 }
@@ -332,7 +333,8 @@ fn layer_labels(image: &ImageContent, i: usize, chain_id: Digest) -> Labels {
         layers.push_str(&digest);
     }
     Labels::from([
-        ("containerd.io/snapshot.ref".to_owned(), chain_id.to_string()),
+        (REFERENCE_LABEL.to_owned(), chain_id.to_string()),
+        (REQUIRED_LABEL.to_owned(), "true".to_owned()),
         ("containerd.io/snapshot/cri.image-ref".to_owned(), image.reference.to_string()),
         ("containerd.io/snapshot/cri.manifest-digest".to_owned(), manifest),
         ("containerd.io/snapshot/cri.layer-digest".to_owned(), image.layers[i].digest.to_string()),

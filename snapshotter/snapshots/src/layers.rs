@@ -23,6 +23,10 @@ pub trait LayerStore: Send + Sync + 'static {
     /// Waits as [`LayerStore::ready`] does, mounts the layer if it isn't, and answers where.
     async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError>;
 
+    /// Where [`LayerStore::mount`] will mount the layer, or has: nothing is there until then. Begins the
+    /// layer. Returns at once.
+    fn place(&self, layer: &Binding) -> PathBuf;
+
     /// Paths, from the layer's root, of directories that are in the layer only because something lies
     /// in them: their metadata is made up. Not the root; bounded, those near the root first.
     async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError>;

@@ -13,6 +13,10 @@ pub type Labels = BTreeMap<String, String>;
 /// containerd's label for "the chain ID this layer will have": it asks for the remote protocol.
 pub const REFERENCE_LABEL: &str = "containerd.io/snapshot.ref";
 
+/// Our own label, beside [`REFERENCE_LABEL`]: whoever asks has no other way to get the layer, so a layer
+/// that we can't provide is an error. containerd hands on labels with this prefix.
+pub const REQUIRED_LABEL: &str = "containerd.io/snapshot/skimmer.required";
+
 /// One snapshot. In JSON, the value in the database and the content of `<id>/record`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

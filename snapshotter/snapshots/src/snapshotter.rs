@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use crate::chain;
 use crate::folders::{self, Folders};
 use crate::identify::{Content, Finder};
-use crate::layers::{LayerError, LayerStore};
+use crate::layers::{LayerBlame, LayerError, LayerStore};
 use crate::metrics::Metrics;
 use crate::records::{self, Change, Records};
 use crate::{Kind, Labels, Snapshot, Usage, filter, idmap, implicit};
@@ -63,11 +63,13 @@ pub enum Error {
     Filter(#[from] filter::Error),
     #[error("read the id mapping of snapshot {name:?}")]
     IdMapping { name: String, source: idmap::Error },
+    #[error("find out which layer has the chain ID {reference}")]
+    Unidentified { reference: String, source: crate::identify::Error },
     #[error("layer {blob} of image {image} cannot be used")]
     Layer { blob: String, image: String, source: LayerError },
     #[error(
         "layer {blob} of image {image} is still being fetched after {waited:?}; try again, or raise \
-         snapshots.prepare_wait or fetch.deadline"
+         fetch.deadline"
     )]
     Pending { blob: String, image: String, waited: Duration },
     #[error("find out the metadata of directories that layer {blob} of image {image} leaves out")]
@@ -174,6 +176,10 @@ impl Snapshotter {
             let _lock = inner.lock();
             let records = inner.records.as_ref();
             let change = chain::commit(records, SystemTime::now(), &name, &key, labels, &parent)?;
+            if let Change::Replace { old, .. } = &change {
+                // Never mounted, and its layers may still be on their way.
+                inner.folders.complete(old.id, None)?;
+            }
             inner.replace(change).map(drop)
         })
         .await
@@ -295,6 +301,11 @@ impl Inner {
 impl Error {
     fn layer(layer: &crate::Binding, source: LayerError) -> Self {
         Self::Layer { blob: layer.blob.digest.to_string(), image: layer.image.clone(), source }
+    }
+
+    /// Whether the layer's own bytes are to blame.
+    const fn is_bad_layer(&self) -> bool {
+        matches!(self, Self::Layer { source, .. } if matches!(source.blame, LayerBlame::Content))
     }
 
     fn cover(layer: &crate::Binding, source: implicit::Error) -> Self {

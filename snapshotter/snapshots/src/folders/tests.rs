@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{Error, Folders};
+use super::{Content, Error, Folders};
 use crate::{Kind, Labels, Snapshot};
 
 fn snapshot(id: u64, kind: Kind) -> Snapshot {
@@ -38,8 +38,8 @@ fn makes_discards_and_sweeps() {
     let root = tempfile::tempdir().unwrap();
     let folders = Folders::open(root.path()).unwrap();
     let active = snapshot(1, Kind::Active);
-    folders.create(&active, None).unwrap();
-    folders.create(&snapshot(2, Kind::View), None).unwrap();
+    folders.create(&active, Content::Owned(None)).unwrap();
+    folders.create(&snapshot(2, Kind::View), Content::Owned(None)).unwrap();
     assert_eq!(names(&root.path().join("1")), ["fs", "record", "work"]);
     assert_eq!(names(&root.path().join("2")), ["fs", "record"]);
     assert_eq!((mode(&folders.content(1)), mode(&folders.work(1))), (0o755, 0o711));
@@ -55,7 +55,7 @@ fn makes_discards_and_sweeps() {
     assert!(folders.discard(1).is_err());
     assert_eq!(folders.ids().unwrap(), [2]);
     // The same id again, as after the loss of the database.
-    folders.create(&snapshot(1, Kind::Active), None).unwrap();
+    folders.create(&snapshot(1, Kind::Active), Content::Owned(None)).unwrap();
     folders.discard(1).unwrap();
     assert_eq!(folders.sweep().unwrap(), 2);
     assert_eq!(folders.sweep().unwrap(), 0);

@@ -112,8 +112,14 @@ impl Finder {
         }
         let mut wanted = image.layers.into_iter().skip(at);
         let bind = |layer: Layer| bind(layer, &name, &origins);
-        let layer = wanted.next().and_then(&bind);
-        Ok(layer.map(|layer| Found { layer, above: wanted.filter_map(bind).collect() }))
+        let Some(layer) = wanted.next() else { return Ok(None) };
+        let (blob, media_type) = (layer.blob, layer.media_type.clone());
+        let layer = bind(layer).ok_or(Error::Unservable {
+            layer: blob,
+            image: name.clone(),
+            media_type,
+        })?;
+        Ok(Some(Found { layer, above: wanted.filter_map(bind).collect() }))
     }
 
     async fn chain(&self, namespace: &str, manifest: &Manifest) -> Result<Arc<[Link]>, Error> {
@@ -170,11 +176,13 @@ pub fn find_origins(
         let with_port = |host: &&String| {
             host.strip_prefix(source.as_str()).is_some_and(|port| port.starts_with(':'))
         };
-        for host in hosts.iter().filter(with_port) {
+        for host in image.map(|image| &image.host).into_iter().chain(hosts).filter(with_port) {
             add(host, repository);
         }
     }
-    for (source, repository) in sources {
+    // What the image's own name has with a port is not to be found without.
+    let own = image.and_then(|image| image.host.split_once(':')).map(|(host, _)| host);
+    for (source, repository) in sources.iter().filter(|(source, _)| own != Some(source)) {
         add(source, repository);
     }
     origins
@@ -244,8 +252,8 @@ mod tests {
         check(None, &[], &[]);
         check(None, &[source("r.io")], &["r.io:5000/a/b", "r.io/a/b"]);
         check(None, &[source("q.io")], &["q.io/a/b"]);
-        check(Some("q.io:1/c:t"), &[source("q.io")], &["q.io:1/c", "q.io/a/b"]);
-        check(Some("r.io:5000/a/b:t"), &[source("r.io")], &["r.io:5000/a/b", "r.io/a/b"]);
+        check(Some("q.io:1/c:t"), &[source("q.io")], &["q.io:1/c", "q.io:1/a/b"]);
+        check(Some("r.io:5000/a/b:t"), &[source("r.io")], &["r.io:5000/a/b"]);
     }
 
     #[test]

@@ -42,6 +42,10 @@ impl LayerStore for Served {
         Ok(mounted.path)
     }
 
+    fn place(&self, layer: &Binding) -> PathBuf {
+        self.layers.begin(layer.clone().into()).place()
+    }
+
     async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError> {
         self.layers.begin(layer.clone().into()).implicit_dirs().await.map_err(failed)
     }
@@ -126,18 +130,18 @@ fn fetch_error(cause: &Cause) -> Option<&FetchError> {
     None
 }
 
-/// A failure that several wait for, as the error of one.
+/// The cause of a failure that several wait for, as the error of one; that names layer and image.
 #[derive(Debug)]
 struct Shared(Failure);
 
 impl std::fmt::Display for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        self.0.cause.fmt(f)
     }
 }
 
 impl StdError for Shared {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source()
+        self.0.cause.source()
     }
 }

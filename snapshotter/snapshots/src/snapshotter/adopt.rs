@@ -8,10 +8,10 @@ use tracing::{info, warn};
 
 use super::{Error, Inner, Snapshotter};
 use crate::chain::{self, New};
+use crate::folders::Content;
 use crate::identify::{Found, Request};
-use crate::layers::LayerBlame;
 use crate::records::Change;
-use crate::snapshot::REFERENCE_LABEL;
+use crate::snapshot::{REFERENCE_LABEL, REQUIRED_LABEL};
 use crate::{Binding, Kind, Labels, Snapshot};
 
 /// How long a layer that a snapshot is bound to may take before other images are asked for it.
@@ -24,13 +24,12 @@ enum Outcome {
     Ready,
     /// It is on its way: [`LayerStore::mount`](crate::LayerStore::mount) waits.
     Pending,
-    /// We can't, and containerd may.
-    Declined,
 }
 
 impl Snapshotter {
     /// The name of a committed snapshot that is the layer which `labels` ask for, on `parent`; `None`
-    /// if containerd has to unpack it. Fails if the layer itself is bad.
+    /// if containerd has to unpack it. Fails if the layer itself is bad, or if we don't get it and
+    /// the labels say that containerd won't either.
     pub(super) async fn adopt(
         &self,
         key: &str,
@@ -38,6 +37,7 @@ impl Snapshotter {
         labels: &Labels,
     ) -> Result<Option<String>, Error> {
         let reference = labels.get(REFERENCE_LABEL).cloned().unwrap_or_default();
+        let required = labels.contains_key(REQUIRED_LABEL);
         let deadline = Instant::now() + self.0.config.prepare_wait;
         let claimed = self.claimed(&reference, parent).await?;
         let bound = match claimed {
@@ -54,6 +54,9 @@ impl Snapshotter {
         let mut found = match (self.identify(key, parent, labels).await?, &bound) {
             (Ok(found), _) => found,
             (Err(_), Some(_)) => Vec::new(),
+            (Err(source), None) if required => {
+                return Err(Error::Unidentified { reference, source });
+            }
             (Err(error), None) => {
                 let reason = &error as &dyn std::error::Error;
                 info!(reference, reason, "containerd unpacks the layer: not identified");
@@ -65,8 +68,15 @@ impl Snapshotter {
         {
             found.push(Found { layer: layer.clone(), above: Vec::new() });
         }
-        let Some((layer, outcome)) = self.provide(&found, deadline).await? else {
-            return Ok(None);
+        let (layer, outcome) = match self.provide(&found, deadline).await {
+            Ok(Some(provided)) => provided,
+            Ok(None) => return Ok(None),
+            Err(error) if required || error.is_bad_layer() => return Err(error),
+            Err(error) => {
+                let reason = &error as &dyn std::error::Error;
+                warn!(reference, reason, "containerd unpacks the layer: we cannot provide it");
+                return Ok(None);
+            }
         };
         let blob = layer.blob.digest;
         let name = match bound {
@@ -98,7 +108,7 @@ impl Snapshotter {
             labels: labels.clone(),
             layer: Some(layer),
         };
-        match self.blocking(move |inner| inner.insert(new, None)).await {
+        match self.blocking(move |inner| inner.insert(new, Content::Owned(None))).await {
             // Another Prepare of the same layer was faster.
             Ok(_) | Err(Error::Chain(chain::Error::Exists(_))) => Ok(name),
             Err(error) => Err(error),
@@ -156,29 +166,31 @@ impl Snapshotter {
     }
 
     /// Begins the layers of the images and waits for the wanted one, from one image after the other
-    /// if need be. `None`: containerd may try. An error: every image's layer is bad.
+    /// if need be. `None` if there is no image. An error: why the best of the layers can't be had; it
+    /// is a bad layer's if there is one, since containerd must not take that from elsewhere.
     async fn provide(
         &self,
         found: &[Found],
         deadline: Instant,
     ) -> Result<Option<(Binding, Outcome)>, Error> {
-        let mut bad = None;
+        let mut failed: Option<Error> = None;
         for image in found {
             for layer in std::iter::once(&image.layer).chain(&image.above) {
                 self.0.begun.note(layer.blob.digest, std::time::Instant::now());
                 self.0.layers.begin(layer);
             }
             match self.wait(&image.layer, deadline).await {
-                Ok(Outcome::Declined) => {}
                 Ok(outcome) => return Ok(Some((image.layer.clone(), outcome))),
                 Err(error) => {
-                    self.0.begun.forget(&image.layer.blob.digest);
-                    self.0.maybe_unused(image.layer.blob.digest);
-                    bad = Some(error);
+                    if error.is_bad_layer() {
+                        self.0.begun.forget(&image.layer.blob.digest);
+                        self.0.maybe_unused(image.layer.blob.digest);
+                    }
+                    failed = Some(failed.filter(Error::is_bad_layer).unwrap_or(error));
                 }
             }
         }
-        bad.map_or(Ok(None), Err)
+        failed.map_or(Ok(None), Err)
     }
 
     async fn wait(&self, layer: &Binding, deadline: Instant) -> Result<Outcome, Error> {
@@ -189,13 +201,7 @@ impl Snapshotter {
                 info!(%blob, image, "layer still being fetched: pending");
                 Ok(Outcome::Pending)
             }
-            Ok(Err(error)) if error.blame == LayerBlame::Content => Err(Error::layer(layer, error)),
-            Ok(Err(error)) => {
-                let (blob, image) = (layer.blob.digest, &layer.image);
-                let reason = &error as &dyn std::error::Error;
-                warn!(%blob, image, reason, "containerd unpacks the layer: we cannot provide it");
-                Ok(Outcome::Declined)
-            }
+            Ok(Err(error)) => Err(Error::layer(layer, error)),
         }
     }
 }

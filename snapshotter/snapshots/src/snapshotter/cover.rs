@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::{Error, Inner, Snapshotter};
 use crate::folders::Covered;
-use crate::implicit::{self, OWN};
+use crate::implicit::{self, Look, OWN};
 use crate::{Binding, Snapshot};
 
 impl Snapshotter {
@@ -78,13 +78,18 @@ impl Inner {
         if self.folders.covered(id)? == Covered::Unknown {
             let failed = |source| Error::cover(layer, source);
             let mut look = |at: usize, path: &Path| implicit::look(&folders[at], path);
-            let cover = implicit::plan(implicit, folders.len(), &mut look).map_err(failed)?;
+            let mut cover = implicit::plan(implicit, folders.len(), &mut look).map_err(failed)?;
             let new = self.folders.new_cover(id)?;
-            if !cover.is_empty() {
+            if cover.is_empty() {
+                // Mounts that were answered before this was known stack it all the same.
+                if let Look::Dir { attributes, .. } = look(OWN, Path::new("")).map_err(failed)? {
+                    cover.push((PathBuf::new(), attributes));
+                }
+            } else {
                 let (blob, dirs) = (layer.blob.digest, cover.len());
                 debug!(%blob, dirs, at = %folders[OWN].display(), "covered directories that the layer leaves out");
-                implicit::make(&cover, &new).map_err(failed)?;
             }
+            implicit::make(&cover, &new).map_err(failed)?;
             self.folders.keep_cover(id)?;
         }
         match self.folders.covered(id)? {

@@ -1,14 +1,19 @@
 //! New snapshots, and the mounts of those that exist.
+//!
+//! containerd makes snapshots under a lock that its garbage collection waits for: making one waits for
+//! its layers only for `prepare_wait`. One on layers that take longer is answered with mounts that name
+//! paths which don't exist yet: used too early they fail, they never show an empty tree. Mounts, which
+//! clients ask for outside that lock, waits for `deadline`.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use super::{Error, Inner, Snapshotter};
 use crate::chain::{self, New};
-use crate::folders::Folders;
+use crate::folders::{Content, Covered, Folders};
 use crate::mounts::{self, Mount, mounts};
 use crate::records::Change;
 use crate::snapshot::REFERENCE_LABEL;
@@ -60,6 +65,8 @@ impl Snapshotter {
         let (snapshot, parents) =
             self.blocking(move |inner| Ok(chain::mountable(inner.records.as_ref(), &key)?)).await?;
         let lower = self.lower(&parents, self.0.config.deadline).await?;
+        let (known, nearest) = (snapshot.clone(), lower.first().cloned());
+        self.blocking(move |inner| inner.complete(&known, nearest.as_ref())).await?;
         self.mounted(&snapshot, lower).await
     }
 
@@ -80,9 +87,37 @@ impl Snapshotter {
                 Ok(chain::parents(records, &wanted.parent)?)
             })
             .await?;
-        let lower = self.lower(&parents, self.0.config.prepare_wait).await?;
+        let lower = match self.lower(&parents, self.0.config.prepare_wait).await {
+            Err(Error::Pending { .. }) => return self.create_pending(new, parents).await,
+            lower => lower?,
+        };
         let nearest = lower.first().cloned();
-        let snapshot = self.blocking(move |inner| inner.insert(new, nearest.as_ref())).await?;
+        let insert = move |inner: &Inner| {
+            let owner = owner(&new.name, &new.labels, nearest.as_ref())?;
+            inner.insert(new, Content::Owned(owner))
+        };
+        let snapshot = self.blocking(insert).await?;
+        self.mounted(&snapshot, lower).await
+    }
+
+    /// A snapshot on layers that are on their way, and the mounts that it will have.
+    async fn create_pending(&self, new: New, parents: Vec<Snapshot>) -> Result<Vec<Mount>, Error> {
+        let insert = move |inner: &Inner| {
+            let lower = inner.places(&parents)?;
+            let owner = owner(&new.name, &new.labels, None)?;
+            let content = if owner.is_some() { Content::Owned(owner) } else { Content::Later };
+            Ok((inner.insert(new, content)?, lower))
+        };
+        let (snapshot, lower) = self.blocking(insert).await?;
+        let key = snapshot.name.clone();
+        info!(key, "made on layers still being fetched: its mounts will be there when they are");
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.mounts(key).await {
+                // Whoever asks for the mounts is told.
+                debug!(error = &error as &dyn std::error::Error, "mounts not made ahead");
+            }
+        });
         self.mounted(&snapshot, lower).await
     }
 
@@ -107,19 +142,11 @@ impl Snapshotter {
 }
 
 impl Inner {
-    /// Makes a snapshot: folder first, then the record in the database. `nearest` is the folder of
-    /// its snapshot parent, whose root's owner it takes on.
-    pub(super) fn insert(&self, new: New, nearest: Option<&PathBuf>) -> Result<Snapshot, Error> {
-        let mapped = idmap::owner(&new.labels)
-            .map_err(|source| Error::IdMapping { name: new.name.clone(), source })?;
-        let owner = match (mapped, nearest) {
-            (Some(owner), _) => Some(owner),
-            (None, Some(nearest)) => Some(Folders::owner(nearest)?),
-            (None, None) => None,
-        };
+    /// Makes a snapshot: folder first, then the record in the database.
+    pub(super) fn insert(&self, new: New, content: Content) -> Result<Snapshot, Error> {
         let _lock = self.lock();
         let snapshot = chain::create(self.records.as_ref(), SystemTime::now(), new)?;
-        self.folders.create(&snapshot, owner)?;
+        self.folders.create(&snapshot, content)?;
         if let Err(error) = self.records.apply(&Change::Create(snapshot.clone())) {
             if let Err(left) = self.folders.discard(snapshot.id) {
                 warn!(
@@ -133,6 +160,34 @@ impl Inner {
         Ok(snapshot)
     }
 
+    /// Makes what [`Content::Later`] left out. `nearest` is the folder of the snapshot parent.
+    fn complete(&self, snapshot: &Snapshot, nearest: Option<&PathBuf>) -> Result<(), Error> {
+        if self.folders.has_content(snapshot.id) {
+            return Ok(());
+        }
+        let owner = owner(&snapshot.name, &snapshot.labels, nearest)?;
+        let _lock = self.lock();
+        // It may be gone meanwhile.
+        chain::get(self.records.as_ref(), &snapshot.name)?;
+        Ok(self.folders.complete(snapshot.id, owner)?)
+    }
+
+    /// Where the contents of `parents` (nearest first) will be, with the covers that layers may need.
+    fn places(&self, parents: &[Snapshot]) -> Result<Vec<PathBuf>, Error> {
+        let mut places = Vec::with_capacity(parents.len());
+        for parent in parents {
+            let Some(layer) = &parent.layer else {
+                places.push(self.folders.content(parent.id));
+                continue;
+            };
+            if !parent.parent.is_empty() && self.folders.covered(parent.id)? != Covered::Bare {
+                places.push(self.folders.content(parent.id));
+            }
+            places.push(self.layers.place(layer));
+        }
+        Ok(places)
+    }
+
     fn mounts(&self, snapshot: &Snapshot, lower: Vec<PathBuf>, remap: bool) -> Vec<Mount> {
         let folders = mounts::Folders {
             upper: self.folders.content(snapshot.id),
@@ -141,4 +196,20 @@ impl Inner {
         };
         mounts(snapshot.kind, &snapshot.labels, &folders, remap)
     }
+}
+
+/// Who owns the content of a new snapshot: whoever its labels say, or the owner of `nearest`, the root of
+/// its snapshot parent.
+fn owner(
+    name: &str,
+    labels: &Labels,
+    nearest: Option<&PathBuf>,
+) -> Result<Option<(u32, u32)>, Error> {
+    let mapped = idmap::owner(labels)
+        .map_err(|source| Error::IdMapping { name: name.to_owned(), source })?;
+    Ok(match (mapped, nearest) {
+        (Some(owner), _) => Some(owner),
+        (None, Some(nearest)) => Some(Folders::owner(nearest)?),
+        (None, None) => None,
+    })
 }

@@ -18,7 +18,7 @@ use crate::chain;
 use crate::identify::tests::{Shelf, chain_id};
 use crate::layers::{LayerBlame, LayerError, LayerStore};
 use crate::records::{Change, Memory, Records, Stored};
-use crate::snapshot::REFERENCE_LABEL;
+use crate::snapshot::{REFERENCE_LABEL, REQUIRED_LABEL};
 use crate::{Binding, Kind, Labels, Usage};
 
 /// Layers in memory: each blob is ready, pending or failed, as the test says.
@@ -72,6 +72,10 @@ impl LayerStore for Layers {
         let folder = self.folder.join(layer.blob.digest.hex());
         std::fs::create_dir_all(&folder).unwrap();
         Ok(folder)
+    }
+
+    fn place(&self, layer: &Binding) -> PathBuf {
+        self.folder.join(layer.blob.digest.hex())
     }
 
     async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError> {
@@ -262,13 +266,65 @@ async fn a_slow_layer_is_pending_and_mounts_wait() {
     bench.prepare("before", "").await;
     bench.layers.set("A", State::Pending);
     let base = bench.pulled(&["a"], "").await;
-    let waited = bench.snapshotter.view("v".to_owned(), base.clone(), Labels::new()).await;
-    assert!(matches!(waited, Err(Error::Pending { .. })), "{waited:?}");
+    // Snapshots on it are made; where it will be is said, but isn't there.
+    let layer = bench.layers.folder.join(Digest::of(b"A").hex());
+    let view = bench.snapshotter.view("v".to_owned(), base.clone(), Labels::new()).await.unwrap();
+    assert_eq!(Path::new(&view[0].source), layer);
+    let made = bench.snapshotter.prepare("c".to_owned(), base.clone(), Labels::new()).await;
+    let Ok(Prepared::Mounts(early)) = made else { panic!("{made:?}") };
+    let upper = bench.root.path().join("4/fs");
+    assert!(!layer.exists() && !upper.exists(), "{early:?}");
+    assert_eq!(bench.snapshotter.usage("c".to_owned()).await.unwrap(), Usage::default());
+    for key in ["v", "c"] {
+        let waited = bench.snapshotter.mounts(key.to_owned()).await;
+        assert!(matches!(waited, Err(Error::Pending { .. })), "{waited:?}");
+    }
     bench.layers.heal("A");
-    bench.snapshotter.view("v".to_owned(), base, Labels::new()).await.unwrap();
+    assert_eq!(bench.snapshotter.mounts("v".to_owned()).await.unwrap(), view);
+    assert_eq!(bench.snapshotter.mounts("c".to_owned()).await.unwrap(), early);
+    assert!(layer.exists() && upper.exists());
+}
+
+#[tokio::test]
+async fn a_snapshot_on_slow_layers_may_be_committed_and_built_on() {
+    let bench = Bench::new();
+    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
     bench.layers.set("A", State::Pending);
-    let waited = bench.snapshotter.mounts("v".to_owned()).await;
-    assert!(matches!(waited, Err(Error::Pending { .. })), "{waited:?}");
+    let base = bench.pulled(&["a"], "").await;
+    bench.prepare("c", &base).await;
+    bench.commit("mine", "c").await;
+    bench.layers.heal("A");
+    let view = bench.snapshotter.view("v".to_owned(), "mine".to_owned(), Labels::new()).await;
+    let lower = view.unwrap()[0].options[0].clone();
+    let lower: Vec<_> =
+        lower.trim_start_matches("lowerdir=").split(':').map(PathBuf::from).collect();
+    assert_eq!(lower.len(), 2);
+    assert!(lower.iter().all(|folder| folder.exists()), "{lower:?}");
+}
+
+#[tokio::test]
+async fn a_required_layer_that_cannot_be_had_is_an_error() {
+    let bench = Bench::new();
+    let required = async |diffs: &[&str]| {
+        let reference = chain_id(diffs).to_string();
+        let key = format!("default/9/extract-1 {reference}");
+        let labels = [(REFERENCE_LABEL, reference), (REQUIRED_LABEL, "true".to_owned())];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value)).into();
+        let error = bench.snapshotter.prepare(key, String::new(), labels).await.unwrap_err();
+        crate::convert::status(&error).message().to_owned()
+    };
+    let unknown = required(&["a"]).await;
+    assert!(unknown.contains("no image in namespace default"), "{unknown}");
+    bench.shelf.add(&[("B", "b")], &[("r.io", "x")]);
+    for blame in [LayerBlame::Source, LayerBlame::Local, LayerBlame::Content] {
+        bench.layers.set("B", State::Failed(blame));
+        let failed = required(&["b"]).await;
+        let blob = Digest::of(b"B").to_string();
+        for part in ["r.io/x", &blob, "for the test"] {
+            assert!(failed.contains(part), "{failed}");
+        }
+    }
+    assert!(bench.list(&[]).await.is_empty());
 }
 
 #[tokio::test]
