@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use skimmer_proto::Digest;
 
 use crate::command;
-use crate::layer::{Blob, Layer};
+use crate::layer::{Blob, Format, Layer};
 
 /// What an image is made from. `name` is a repository name; the tag is always `latest`.
 #[derive(Clone, Debug)]
@@ -86,6 +86,10 @@ impl Plan {
                 let mut entry = descriptor(layer.media_type(self.oci), &layer.blob);
                 if !layer.annotations.is_empty() {
                     entry["annotations"] = json!(layer.annotations);
+                }
+                if layer.format == Format::Foreign {
+                    // Where nobody listens.
+                    entry["urls"] = json!(["http://127.0.0.1:1/layer.tar.gz"]);
                 }
                 entry
             })

@@ -17,6 +17,8 @@ pub enum Format {
     /// This many gzip members of equal decoded length, one after another.
     GzipMembers(usize),
     Zstd,
+    /// Gzip, but said to be had elsewhere than in the registry.
+    Foreign,
 }
 
 /// Bytes in a file, and their name.
@@ -63,7 +65,7 @@ impl Layer {
     pub fn of(tar: &[u8], format: Format, folder: &Path) -> anyhow::Result<Self> {
         let bytes = match format {
             Format::Plain => tar.to_vec(),
-            Format::Gzip => gzip(tar)?,
+            Format::Gzip | Format::Foreign => gzip(tar)?,
             Format::GzipMembers(count) => {
                 let span = tar.len().div_ceil(count.max(1)).max(1);
                 let members: Result<Vec<_>, _> = tar.chunks(span).map(gzip).collect();
@@ -92,6 +94,10 @@ impl Layer {
                 "application/vnd.oci.image.layer.v1.tar+gzip"
             }
             (_, Format::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
+            (true, Format::Foreign) => {
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            }
+            (false, Format::Foreign) => "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
             (false, Format::Plain) => "application/vnd.docker.image.rootfs.diff.tar",
             (false, Format::Gzip | Format::GzipMembers(_)) => {
                 "application/vnd.docker.image.rootfs.diff.tar.gzip"

@@ -23,6 +23,7 @@ pub mod scenario;
 pub mod skimmerd;
 pub mod snapshots;
 pub mod start;
+pub mod streamed;
 pub mod sweep;
 pub mod tar;
 pub mod tools;

@@ -71,7 +71,7 @@ fn bad_images(scenario: &Scenario, registry: &Registry) -> anyhow::Result<Vec<Ba
         ("wrong-digest", &["digest", "SHA-256", "sha256"]),
         ("short-blob", &["length", "bytes", "size", "range"]),
         // Containerd is left to try it: ctr asks the registry itself, `skimmer pull` does not.
-        ("lost-blob", &["404", "not found", "could not be prepared lazily"]),
+        ("lost-blob", &["404", "not found", "does not exist"]),
         ("declared-8-eib", &["huge", "size", "large"]),
         ("too-deep", &["deep", "depth", "path"]),
     ];
@@ -121,6 +121,7 @@ fn bad_images_are_refused_and_named() {
                     Ok(said) => {
                         if !cause.iter().any(|word| said.contains(word))
                             || !said.contains(&digest.hex()[..12])
+                            || !said.contains(&image.name)
                         {
                             wrong.push(format!(
                                 "{name} by {way} doesn't say what is wrong: {}",
@@ -139,6 +140,35 @@ fn bad_images_are_refused_and_named() {
             "honest",
             &["md5sum", "/data/bad-honest"],
         )?;
+        Ok(())
+    });
+}
+
+#[test]
+fn foreign_layers_are_refused_and_named() {
+    scenario("foreign-layers", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let node = Node::start(scenario, Version::V2)?;
+        let base = busybox(scenario, Format::Gzip)?;
+        for oci in [true, false] {
+            let foreign = data(scenario, &format!("foreign-{oci}"), 100_000, Format::Foreign)?;
+            let digest = foreign.blob.digest;
+            let mut plan = Plan::new(&format!("foreign/{oci}"), vec![base.clone(), foreign]);
+            plan.oci = oci;
+            let image = plan.build(&blobs(scenario))?;
+            let reference = registry.add(&image)?;
+            registry.lose(&digest)?;
+            let mut pull = node.skimmerd.skimmer(&["pull", &reference])?;
+            let said = failure_of(&mut pull, PATIENCE)?;
+            for part in [&reference, &digest.to_string(), "foreign (non-distributable)"] {
+                anyhow::ensure!(said.contains(part), "{part} is not in {said}");
+            }
+            // Containerd asks the layer's own address.
+            let said = node.containerd.pull_fails(&Pull::new(&reference, "skimmer"))?;
+            for part in [&image.name, "http://127.0.0.1:1/layer.tar.gz", "connection refused"] {
+                anyhow::ensure!(said.contains(part), "{part} is not in {said}");
+            }
+        }
         Ok(())
     });
 }

@@ -184,7 +184,7 @@ fn removed_images_leave_the_disk() {
 }
 
 /// Bytes on disk below `folder`, holes not counted.
-fn disk_usage(folder: &Path) -> u64 {
+pub fn disk_usage(folder: &Path) -> u64 {
     let mut sum = 0;
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
