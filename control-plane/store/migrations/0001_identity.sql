@@ -41,6 +41,7 @@ CREATE TABLE nodes (
 );
 
 CREATE INDEX nodes_by_cluster ON nodes (cluster);
+CREATE INDEX nodes_by_end ON nodes (expires);
 
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,

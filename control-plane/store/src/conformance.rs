@@ -161,7 +161,9 @@ async fn nodes(store: &impl Store) {
     assert_eq!(store.revoke("x", "again").await.unwrap(), None);
     assert_eq!(store.revoke("nobody", "").await.unwrap(), None);
     assert_eq!(store.renew("x", 300).await.unwrap(), None, "revoked nodes aren't renewed");
-    assert_eq!(store.node("x").await.unwrap(), Some(revoked));
+    assert_eq!(store.node("x").await.unwrap(), Some(revoked.clone()));
+    assert_eq!(store.revoked(199).await.unwrap(), [revoked]);
+    assert_eq!(store.revoked(200).await.unwrap(), [], "its certificate has ended");
 }
 
 async fn events(store: &impl Store) {

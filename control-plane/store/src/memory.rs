@@ -134,6 +134,12 @@ impl Store for Memory {
         }))
     }
 
+    async fn revoked(&self, end: i64) -> Result<Vec<Node>, Error> {
+        let mut found = self.nodes(None).await?;
+        found.retain(|node| node.revoked.is_some() && node.expires > end);
+        Ok(found)
+    }
+
     async fn add_event(&self, event: &Event) -> Result<(), Error> {
         self.state().events.push(event.clone());
         Ok(())

@@ -119,13 +119,6 @@ impl Token {
     }
 }
 
-impl Node {
-    /// Whether a certificate of it may still be accepted at `now`: not past its end by `grace` seconds.
-    pub const fn may_appear(&self, now: i64, grace: i64) -> bool {
-        self.expires.saturating_add(grace) > now
-    }
-}
-
 impl Role {
     pub const fn name(self) -> &'static str {
         match self {

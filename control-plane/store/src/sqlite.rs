@@ -208,6 +208,18 @@ impl Store for Sqlite {
         row.as_ref().map(read_node).transpose()
     }
 
+    async fn revoked(&self, end: i64) -> Result<Vec<Node>, Error> {
+        let rows = sqlx::query(
+            "SELECT * FROM nodes WHERE revoked IS NOT NULL AND expires > ? \
+             ORDER BY cluster, name, peer",
+        )
+        .bind(end)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list revoked nodes"))?;
+        rows.iter().map(read_node).collect()
+    }
+
     async fn add_event(&self, event: &Event) -> Result<(), Error> {
         sqlx::query("INSERT INTO events (at, cluster, what) VALUES (?, ?, ?)")
             .bind(event.at)

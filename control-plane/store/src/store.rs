@@ -52,6 +52,9 @@ pub trait Store: Send + Sync + 'static {
     /// The node, if it wasn't revoked before; the first reason stays.
     async fn revoke(&self, peer: &str, reason: &str) -> Result<Option<Node>, Error>;
 
+    /// Nodes that were revoked and whose last certificate ends after `end`, by cluster, name and peer id.
+    async fn revoked(&self, end: i64) -> Result<Vec<Node>, Error>;
+
     async fn add_event(&self, event: &Event) -> Result<(), Error>;
     /// The latest `limit`, oldest first, of the cluster with this id, or of all.
     async fn events(&self, cluster: Option<&str>, limit: u32) -> Result<Vec<Event>, Error>;
