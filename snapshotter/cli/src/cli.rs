@@ -1,5 +1,7 @@
 //! The command line: names, options and help. Completions and man pages are made from it.
 
+pub mod control;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,7 +14,7 @@ pub const EXIT_UNREACHABLE: u8 = 3;
     name = "skimmer",
     version,
     about = "Container images on this node: lazily pulled, shared, inspected",
-    after_help = "Exit codes: 0 success, 1 failure, 2 wrong command line, 3 skimmerd can't be reached.\n\n\
+    after_help = "Exit codes: 0 success, 1 failure, 2 wrong command line, 3 skimmerd or skimmer-control can't be reached.\n\n\
                   Examples:\n  \
                   skimmer pull docker.io/library/python:3.13\n  \
                   skimmer status docker.io/library/python:3.13\n  \
@@ -93,6 +95,41 @@ pub enum Command {
         /// containerd namespace; all of them if not given.
         #[arg(long, short)]
         namespace: Option<String>,
+    },
+    /// Clusters of nodes that share images (on the control plane's machine)
+    Cluster {
+        #[command(flatten)]
+        control: control::Control,
+        #[command(subcommand)]
+        command: control::Cluster,
+    },
+    /// Join tokens (on the control plane's machine)
+    Token {
+        #[command(flatten)]
+        control: control::Control,
+        #[command(subcommand)]
+        command: control::Token,
+    },
+    /// The nodes of clusters (on the control plane's machine)
+    Node {
+        #[command(flatten)]
+        control: control::Control,
+        #[command(subcommand)]
+        command: control::Node,
+    },
+    /// What is being distributed, and why so (on the control plane's machine)
+    Task {
+        #[command(flatten)]
+        control: control::Control,
+        #[command(subcommand)]
+        command: control::Task,
+    },
+    /// What happened in clusters (on the control plane's machine)
+    Event {
+        #[command(flatten)]
+        control: control::Control,
+        #[command(subcommand)]
+        command: control::Event,
     },
     /// Build, show and move layer indexes
     #[command(subcommand)]

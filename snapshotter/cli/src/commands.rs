@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod control;
 mod doctor;
 mod images;
 mod index;
@@ -22,6 +23,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             pull::pull(&global, reference, namespace, platform, snapshotter).await
         }
         Command::Fetch { image, namespace } => pull::fetch(&global, image, namespace).await,
+        Command::Cluster { control, command } => control::cluster(&global, &control, command).await,
+        Command::Token { control, command } => control::token(&global, &control, command).await,
+        Command::Node { control, command } => control::node(&global, &control, command).await,
+        Command::Task { control, command } => control::task(&global, &control, command).await,
+        Command::Event { control, command } => control::event(&global, &control, command).await,
         Command::Index(command) => index::run(&global, command).await,
         Command::Doctor(options) => return doctor::run(&global, options).await,
         Command::Completion { shell } => {
