@@ -168,7 +168,7 @@ fn the_format_stays_as_it_is() {
     assert_eq!(built.index.chunks.len(), 3);
     assert_eq!(Digest::of(&built.encoded).hex(), FORMAT);
 }
-const FORMAT: &str = "4a6e6a831321bf752ac088daa21ca965e44f4eab573ae1f6874d109ddaa10d10";
+const FORMAT: &str = "81e1c59be73e3938ef6ee21fcdcb69091b3f9a0890d69fe22c29d81e8cc28982";
 
 fn contents() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let content = (any::<u64>(), 0..800_000usize);
