@@ -278,8 +278,8 @@ async fn requests(world: World) {
         let request = Request { class, ..request.clone() };
         assert_eq!(all(a.pieces(&b, request).await).await, expected);
     }
-    for senseless in [vec![], vec![1..1], vec![1..3, 2..4], vec![0..99]] {
-        let request = Request { pieces: senseless, ..request.clone() };
+    for senseless in [&[][..], &[1..1], &[1..3, 2..4], &[0..99]] {
+        let request = Request { pieces: senseless.to_vec(), ..request.clone() };
         let refused = a.transport.pieces(&b.transport.peer(), request).await;
         assert!(matches!(refused, Err(Error::Request { .. })));
     }
@@ -409,7 +409,7 @@ async fn slow_reader(world: World) {
     let stuck = a.pieces(&b, whole(&data, Class::PullThrough)).await;
     until("something was sent", || shelf.read.load(Ordering::SeqCst) >= MIB as u64).await;
     // Behind it on the same link, all else works.
-    let request = Request { pieces: vec![70..80], ..whole(&data, Class::Background) };
+    let request = Request { pieces: vec![70..75, 75..80], ..whole(&data, Class::Background) };
     assert_eq!(all(a.pieces(&b, request).await).await.len(), 10);
     let read = shelf.read.load(Ordering::SeqCst);
     assert!(read <= 15 * MIB as u64, "{read} bytes were read for one who doesn't take them");

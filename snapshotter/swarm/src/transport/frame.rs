@@ -199,7 +199,7 @@ pub fn refused(id: u32, refusal: &Refusal) -> Vec<u8> {
     while !refusal.detail.is_char_boundary(end) {
         end -= 1;
     }
-    payload.extend_from_slice(refusal.detail[..end].as_bytes());
+    payload.extend_from_slice(&refusal.detail.as_bytes()[..end]);
     frame(What::Refused, id, &payload)
 }
 

@@ -338,7 +338,7 @@ impl Table {
             // The next slice is read while this one is on its way.
             let (read, written) = tokio::join!(next, write(stream, &slice));
             written?;
-            slices.back = std::mem::replace(&mut slice, Vec::new());
+            slices.back = std::mem::take(&mut slice);
             // In the middle of a piece there is no way to say that the disk failed.
             (reader, slice) = read?;
             at += slice.len();
