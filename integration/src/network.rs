@@ -61,6 +61,11 @@ impl Host {
     }
 
     /// Its address, which this machine reaches.
+    /// The namespace's name, as `ip netns` has it.
+    pub fn namespace(&self) -> &str {
+        &self.name
+    }
+
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }

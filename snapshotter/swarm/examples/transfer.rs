@@ -1,18 +1,19 @@
 //! What moving pieces between two nodes costs, over loopback, as one JSON array of rounds.
 //!
-//! `transfer cpu|rate|fault [ROUNDS]`. Both nodes are in this process, each with its own runtime of
-//! two threads; the sender reads its blob from a file (in the page cache), the receiver checks every
-//! piece's BLAKE3 value and drops it.
+//! `transfer cpu|rate|fault [ROUNDS [NAMESPACE ADDRESS]]`. Both nodes are in this process, each with its
+//! own runtime of two threads, the sender's in the named network namespace if there is one; the sender
+//! reads its blob from a file (in the page cache), the receiver checks every piece's BLAKE3 value and
+//! drops it.
 //! - `cpu`: processor seconds of the process per GiB, over 2 GiB in pieces of 1 MiB;
 //! - `rate`: bytes a second of 2 GiB over one link, beside a bare rustls stream (TLS 1.3,
 //!   AES-128-GCM, same certificates) of 2 GiB, both in this round;
-//! - `fault`: seconds of a fault request of one piece of 256 KiB on an idle link, median of 200,
+//! - `fault`: seconds of a fault request of one piece of 256 KiB on an otherwise idle link, median of 200,
 //!   beside one byte over and 256 KiB back on a bare TCP connection, likewise.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,9 +43,13 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let what = args.next().context("usage: transfer cpu|rate|fault [ROUNDS]")?;
     let rounds: usize = args.next().map_or(Ok(5), |rounds| rounds.parse())?;
+    let place = Place {
+        namespace: args.next().map(|name| Path::new("/run/netns").join(name)),
+        address: args.next().unwrap_or_else(|| "127.0.0.1".to_owned()),
+    };
     let folder = tempfile::tempdir()?;
     let len = if what == "fault" { SMALL } else { BULK };
-    let pair = Pair::new(&folder.path().join("blob"), len)?;
+    let pair = Pair::new(&folder.path().join("blob"), len, place)?;
     // Windows open, caches fill.
     pair.receive(Class::PullThrough)?;
     let rounds: Vec<Value> = (0..rounds)
@@ -59,6 +64,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Where the sender is.
+struct Place {
+    namespace: Option<PathBuf>,
+    address: String,
+}
+
 /// Two linked nodes, of which one has a blob.
 struct Pair {
     // Dropped before their runtimes.
@@ -66,6 +77,7 @@ struct Pair {
     _sender: Wire,
     receiving: Runtime,
     sending: Runtime,
+    address: String,
     peer: PeerId,
     credentials: [(Arc<Credentials>, Arc<Trust>); 2],
     len: u64,
@@ -73,19 +85,32 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(path: &Path, len: u64) -> Result<Self> {
-        let (sending, receiving) = (runtime()?, runtime()?);
+    fn new(path: &Path, len: u64, place: Place) -> Result<Self> {
+        let (sending, receiving) = (runtime(place.namespace)?, runtime(None)?);
         let authority = Authority::create("bench", now())?;
         let [sender, receiver] = [member(&authority)?, member(&authority)?];
         let peer = sender.0.key().peer();
         let (file, values) = make_blob(path, len)?;
         let shelf = Arc::new(Shelf { file: Arc::new(file), len });
-        let from = sending.block_on(start(&sender, shelf.clone()))?;
-        let to = receiving.block_on(start(&receiver, shelf))?;
+        let (address, here) = (place.address, "127.0.0.1".to_owned());
+        // On a thread of the runtime, which is in the namespace.
+        let started = sending.spawn(start(sender.clone(), address.clone(), shelf.clone()));
+        let from = sending.block_on(started)??;
+        let to = receiving.block_on(start(receiver.clone(), here, shelf))?;
         receiving.block_on(to.connect(&peer, &from.addresses()))?;
         let credentials = [sender, receiver];
         let values = Arc::new(values);
-        Ok(Self { receiver: to, _sender: from, receiving, sending, peer, credentials, len, values })
+        Ok(Self {
+            receiver: to,
+            _sender: from,
+            receiving,
+            sending,
+            address,
+            peer,
+            credentials,
+            len,
+            values,
+        })
     }
 
     fn request(&self, pieces: std::ops::Range<u32>, class: Class) -> Request {
@@ -143,7 +168,8 @@ impl Pair {
         let [(sender, trust), (receiver, trust2)] = &self.credentials;
         let server = tls::swarm_server(Arc::clone(sender), Arc::clone(trust))?;
         let client = tls::swarm_client(Arc::clone(receiver), Arc::clone(trust2))?;
-        let listener = self.sending.block_on(TcpListener::bind("127.0.0.1:0"))?;
+        let bound = self.sending.spawn(TcpListener::bind((self.address.clone(), 0)));
+        let listener = self.sending.block_on(bound)??;
         let (address, len) = (listener.local_addr()?, self.len);
         let sent = self.sending.spawn(async move {
             let (socket, _) = listener.accept().await?;
@@ -175,8 +201,6 @@ impl Pair {
         let ours = self.receiving.block_on(async {
             let mut times = Vec::new();
             for piece in (0..geometry.pieces()).cycle().take(FAULTS) {
-                // Idle, as between faults of a reader.
-                tokio::time::sleep(Duration::from_millis(2)).await;
                 let start = Instant::now();
                 let request = self.request(piece..piece + 1, Class::Fault);
                 let mut incoming = self.receiver.pieces(&self.peer, request).await?;
@@ -195,7 +219,8 @@ impl Pair {
     }
 
     fn bare_tcp(&self) -> Result<Duration> {
-        let listener = self.sending.block_on(TcpListener::bind("127.0.0.1:0"))?;
+        let bound = self.sending.spawn(TcpListener::bind((self.address.clone(), 0)));
+        let listener = self.sending.block_on(bound)??;
         let address = listener.local_addr()?;
         self.sending.spawn(async move {
             let (mut socket, _) = listener.accept().await?;
@@ -211,7 +236,6 @@ impl Pair {
             socket.set_nodelay(true)?;
             let (mut block, mut times) = (vec![0; FAULT], Vec::new());
             for _ in 0..FAULTS {
-                tokio::time::sleep(Duration::from_millis(2)).await;
                 let start = Instant::now();
                 socket.write_u8(1).await?;
                 socket.read_exact(&mut block).await?;
@@ -255,12 +279,24 @@ impl Serve for Shelf {
     }
 }
 
-fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+fn runtime(namespace: Option<PathBuf>) -> Result<Runtime> {
+    let namespace = namespace.map(File::open).transpose().context("open the namespace")?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.on_thread_start(move || {
+        // A thread outside measures something else: `start` then fails to listen there.
+        if let Some(namespace) = &namespace {
+            let _ = nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET);
+        }
+    });
+    Ok(builder.worker_threads(2).enable_all().build()?)
 }
 
-async fn start(member: &(Arc<Credentials>, Arc<Trust>), shelf: Arc<Shelf>) -> Result<Wire> {
-    let listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+async fn start(
+    member: (Arc<Credentials>, Arc<Trust>),
+    address: String,
+    shelf: Arc<Shelf>,
+) -> Result<Wire> {
+    let listen = vec![format!("/ip4/{address}/tcp/0")];
     let config = Config { listen, upload_bytes_per_second: None, limits: Limits::default() };
     Ok(Wire::start(&config, &member.0, Arc::clone(&member.1), shelf).await?)
 }

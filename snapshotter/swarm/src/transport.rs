@@ -11,6 +11,7 @@ pub mod frame;
 mod gate;
 pub mod memory;
 mod muxer;
+mod pool;
 mod security;
 mod serving;
 pub mod shape;

@@ -15,6 +15,7 @@ mod quiet;
 mod read_local;
 mod running;
 mod start;
+mod transfer;
 mod warm_walk;
 
 use anyhow::Context as _;
@@ -24,7 +25,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 8] = [
+const FIGURES: [&Figure; 11] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -33,6 +34,9 @@ const FIGURES: [&Figure; 8] = [
     &index_size::FIGURE,
     &index_build::FIGURE,
     &idle_memory::FIGURE,
+    &transfer::CPU,
+    &transfer::RATE,
+    &transfer::FAULT,
 ];
 
 #[derive(Parser)]

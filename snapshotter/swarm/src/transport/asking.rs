@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use skimmer_identity::{PeerId, SignedValue};
 use skimmer_proto::{Geometry, PieceSet, TaskId};
@@ -19,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::frame::{self, Asked, HEADER, Header, PIECE_PREFIX, Role, What};
+use super::pool::Pool;
 use super::{Arrival, Call, Error, Flow, Incoming, Reply, Request};
 
 /// Requests and calls under way on a stream.
@@ -73,6 +73,7 @@ struct Shared {
     /// Frames to send. Bounded: a request has one frame, one cancellation and few credits.
     frames: mpsc::UnboundedSender<Vec<u8>>,
     counters: Arc<Counters>,
+    pool: Arc<Pool>,
 }
 
 #[derive(Default)]
@@ -103,10 +104,10 @@ impl Asker {
         peer: PeerId,
         stream: S,
         role: Role,
-        counters: Arc<Counters>,
+        (counters, pool): (Arc<Counters>, Arc<Pool>),
     ) -> (Arc<Self>, impl Future<Output = Arc<str>>) {
         let (frames, queue) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { peer, flights: Mutex::default(), frames, counters });
+        let shared = Arc::new(Shared { peer, flights: Mutex::default(), frames, counters, pool });
         let asker = Arc::new(Self { shared: Arc::clone(&shared) });
         let run = async move {
             let (reader, writer) = stream.split();
@@ -326,10 +327,11 @@ async fn read_piece(
         [] => None,
         bytes => Some(SignedValue::decode(task, piece, bytes).map_err(|_| Broken::Unasked)?),
     };
-    let mut bytes = vec![0; len];
+    let mut bytes = shared.pool.take(len);
     read(stream, &mut bytes).await?;
+    let bytes = shared.pool.lend(bytes);
     Counters::add(&shared.counters.received, len);
-    shared.deliver(header.id, piece, Arrival::Piece { piece, bytes: Bytes::from(bytes), signed })
+    shared.deliver(header.id, piece, Arrival::Piece { piece, bytes, signed })
 }
 
 /// Reads what nobody waits for any more.
@@ -416,3 +418,6 @@ impl Shared {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

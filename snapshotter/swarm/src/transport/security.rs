@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
+use futures::io::BufReader;
 use futures::{AsyncRead, AsyncWrite, FutureExt as _};
 use libp2p::core::UpgradeInfo;
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
@@ -60,7 +61,18 @@ pub struct Security {
     members: Arc<Members>,
 }
 
-type Secured<C> = (libp2p::PeerId, Compat<TlsStream<Compat<C>>>);
+/// A buffer for what rustls would read from the socket 4 KiB at a time. Larger ones cost more than they
+/// save: what is read must still be in the processor's cache when it is decrypted.
+type Buffered<C> = BufReader<C>;
+
+/// A TLS record.
+const READ: usize = 16 << 10;
+
+fn buffered<C: AsyncRead + AsyncWrite>(socket: C) -> Compat<Buffered<C>> {
+    BufReader::with_capacity(READ, socket).compat()
+}
+
+type Secured<C> = (libp2p::PeerId, Compat<TlsStream<Compat<Buffered<C>>>>);
 
 impl Security {
     pub fn new(
@@ -103,7 +115,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
         async move {
             let acceptor = TlsAcceptor::from(Arc::clone(&self.server));
-            let stream = acceptor.accept(socket.compat()).await.map_err(Error::Handshake)?;
+            let stream = acceptor.accept(buffered(socket)).await.map_err(Error::Handshake)?;
             let peer = self.identify(stream.get_ref().1.peer_certificates())?;
             Ok((peer, TlsStream::from(stream).compat()))
         }
@@ -119,7 +131,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
         async move {
             let connector = TlsConnector::from(Arc::clone(&self.client));
-            let stream = connector.connect(tls::any_name(), socket.compat()).await;
+            let stream = connector.connect(tls::any_name(), buffered(socket)).await;
             let stream = stream.map_err(Error::Handshake)?;
             let peer = self.identify(stream.get_ref().1.peer_certificates())?;
             Ok((peer, TlsStream::from(stream).compat()))

@@ -13,8 +13,9 @@ use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use skimmer_cache::Class;
 use skimmer_identity::Membership;
 use skimmer_proto::Geometry;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 use tokio::time::timeout;
 
 use super::asking::{self, Broken, Counters, MAX_FLIGHTS, SLICE, SLICE_DEADLINE};
@@ -113,7 +114,7 @@ impl Table {
             match asked {
                 Asked::Hello(_) => return frame::Error::Hello.into(),
                 Asked::Ask { id, request } => {
-                    if let Err(broken) = self.take(id, request, &mut opening) {
+                    if let Err(broken) = self.take(id, request, &mut opening).await {
                         return broken;
                     }
                 }
@@ -140,7 +141,7 @@ impl Table {
         }
     }
 
-    fn take(
+    async fn take(
         self: &Arc<Self>,
         id: u32,
         request: Request,
@@ -154,29 +155,26 @@ impl Table {
             runs: request.pieces.iter().cloned().collect(),
             reader: None,
         };
-        let mut state = self.lock();
-        // The other end counts too; who goes over it isn't one of ours.
-        if state.jobs.len() >= MAX_FLIGHTS || opening.len() >= 2 * MAX_FLIGHTS {
-            return Err(Broken::Greedy);
-        }
-        if state.jobs.insert(id, job).is_some() {
-            return Err(Broken::Unasked);
-        }
-        drop(state);
-        let table = Arc::clone(self);
-        opening.spawn(async move {
-            let opened = table.desk.serve.open(&table.desk.from, &request).await;
-            let mut state = table.lock();
-            match opened {
-                Ok(reader) => {
-                    if let Some(job) = state.jobs.get_mut(&id) {
-                        job.reader = Some(reader);
-                    }
-                }
-                Err(refusal) => state.refuse(id, &refusal),
+        {
+            let mut state = self.lock();
+            // The other end counts too; who goes over it isn't one of ours.
+            if state.jobs.len() >= MAX_FLIGHTS || opening.len() >= 2 * MAX_FLIGHTS {
+                return Err(Broken::Greedy);
             }
+            if state.jobs.insert(id, job).is_some() {
+                return Err(Broken::Unasked);
+            }
+        }
+        let table = Arc::clone(self);
+        let mut open = Box::pin(async move {
+            let opened = table.desk.serve.open(&table.desk.from, &request).await;
+            table.lock().opened(id, opened);
             table.changed.notify_one();
         });
+        // Mostly it is known at once, and a reader waits.
+        if futures::poll!(&mut open).is_pending() {
+            opening.spawn(open);
+        }
         Ok(())
     }
 
@@ -287,7 +285,8 @@ impl Table {
         slices: &mut Slices,
     ) -> Result<(), Broken> {
         let Turn { id, class, piece, len, reader } = turn;
-        let (reader, found) = find(reader, piece, std::mem::take(&mut slices.front), len).await?;
+        let front = std::mem::take(&mut slices.front);
+        let (reader, found) = find(reader, (class, piece), front, len).await?;
         let (held, first) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -348,6 +347,17 @@ impl Table {
 }
 
 impl State {
+    fn opened(&mut self, id: u32, opened: Result<Box<dyn PieceReader>, Refusal>) {
+        match opened {
+            Ok(reader) => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.reader = Some(reader);
+                }
+            }
+            Err(refusal) => self.refuse(id, &refusal),
+        }
+    }
+
     fn refuse(&mut self, id: u32, refusal: &Refusal) {
         if self.jobs.remove(&id).is_some() {
             self.frames.push_back(frame::refused(id, refusal));
@@ -387,11 +397,11 @@ type Found = (Box<dyn PieceReader>, std::io::Result<(Held, Vec<u8>)>);
 /// Looks for a piece and reads its first slice.
 async fn find(
     mut reader: Box<dyn PieceReader>,
-    piece: u32,
+    (class, piece): (Class, u32),
     mut slice: Vec<u8>,
     len: usize,
 ) -> Result<Found, Broken> {
-    let read = spawn_blocking(move || {
+    let read = move || {
         slice.resize(len.min(SLICE), 0);
         let read = reader.find(piece).and_then(|held| {
             if matches!(held, Held::Here(_)) {
@@ -400,8 +410,12 @@ async fn find(
             Ok((held, slice))
         });
         (reader, read)
-    });
-    read.await.map_err(|_| Broken::Dropped)
+    };
+    // Two changes of threads are a good part of what a fault takes.
+    if class == Class::Fault && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+        return Ok(block_in_place(read));
+    }
+    spawn_blocking(read).await.map_err(|_| Broken::Dropped)
 }
 
 async fn read_slice(
@@ -444,3 +458,6 @@ async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> Result<Asked, Brok
     asking::read(stream, &mut payload).await?;
     Ok(Asked::decode(header, &payload)?)
 }
+
+#[cfg(test)]
+mod tests;

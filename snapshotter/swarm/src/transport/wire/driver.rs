@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A link is in the table from its first connection until it has no connection for bulk.
-//! - Whoever waits for a link is answered: when it is up, or when a dial or a connection fails.
+//! - Whoever waits for a link is answered: when it is up, when a dial fails, or when its connections
+//!   keep closing.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,6 +24,7 @@ use super::super::asking::{Asker, Counters};
 use super::super::frame::Role;
 use super::super::gate::Gate;
 use super::super::muxer::Yamux;
+use super::super::pool::Pool;
 use super::super::security::{Members, Security, to_libp2p};
 use super::super::serving::{Desk, serve};
 use super::super::streams::{self, Opened, Streams};
@@ -36,6 +38,10 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// A peer that doesn't answer in time is gone.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a link is tried when its connections close right away: they may have met a link that the
+/// other end was just dropping.
+const TRIES: u32 = 3;
 
 /// What identify tells other libp2p programs that this is.
 const IDENTITY: &str = "/skimmer/1";
@@ -123,11 +129,23 @@ pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
     connections: HashMap<ConnectionId, Connection>,
     dials: HashMap<ConnectionId, (PeerId, Role)>,
-    waiters: HashMap<PeerId, Vec<Waiter>>,
+    waiting: HashMap<PeerId, Waiting>,
+    pool: Arc<Pool>,
+}
+
+/// Who waits for a link.
+#[derive(Default)]
+struct Waiting {
+    waiters: Vec<Waiter>,
+    addresses: Vec<Multiaddr>,
+    /// How often a connection closed before the link was up.
+    closed: u32,
 }
 
 struct Connection {
     peer: PeerId,
+    /// It is of no use any more, though libp2p hasn't said yet that it is closed.
+    closing: bool,
     counters: Arc<Counters>,
     /// `None`: the other end dialled and hasn't said yet.
     role: Option<Role>,
@@ -152,7 +170,8 @@ impl Driver {
             commands,
             connections: HashMap::new(),
             dials: HashMap::new(),
-            waiters: HashMap::new(),
+            waiting: HashMap::new(),
+            pool: Arc::default(),
         }
     }
 
@@ -202,17 +221,23 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Connect { peer, addresses, reply } => {
-                self.waiters.entry(peer).or_default().push(reply);
+                let waiting = self.waiting.entry(peer).or_default();
+                waiting.waiters.push(reply);
+                waiting.addresses = addresses;
                 if !self.settle(&peer) {
-                    self.dial_missing(&peer, &addresses);
+                    self.dial_missing(&peer);
                 }
             }
-            Command::Disconnect(peer) => self.close_all(&peer, "it was dropped"),
+            Command::Disconnect(peer) => {
+                self.close_all(&peer);
+                self.fail(&peer, Arc::new(io::Error::other("it was dropped")));
+            }
             Command::Block(peer) => {
                 if let Some(peer) = to_libp2p(&peer) {
                     self.swarm.behaviour_mut().blocked.block_peer(peer);
                 }
-                self.close_all(&peer, "it was blocked");
+                self.close_all(&peer);
+                self.fail(&peer, Arc::new(io::Error::other("it was blocked")));
             }
             Command::Hello { connection, role } => {
                 let Some(known) = self.connections.get_mut(&connection) else { return };
@@ -227,23 +252,23 @@ impl Driver {
                 if let Some(known) = self.connections.get(&connection) {
                     tracing::debug!(peer = %known.peer, reason, "a stream ended");
                 }
-                self.swarm.close_connection(connection);
+                self.close(connection);
             }
         }
     }
 
     /// Dials for what the link lacks and nobody has dialled for yet.
-    fn dial_missing(&mut self, peer: &PeerId, addresses: &[Multiaddr]) {
+    fn dial_missing(&mut self, peer: &PeerId) {
+        let addresses = self.waiting.get(peer).map(|waiting| waiting.addresses.clone());
+        let addresses = addresses.unwrap_or_default();
         for role in [Role::Bulk, Role::Faults] {
             let under_way = self.dials.values().any(|dial| *dial == (*peer, role));
-            let mine = self.connections.values().filter(|connection| connection.peer == *peer);
-            let made = mine.map(|connection| connection.role);
-            if under_way || made.into_iter().any(|made| made.is_none_or(|made| made == role)) {
+            if under_way || self.has(peer, role) {
                 continue;
             }
             let Some(to) = to_libp2p(peer) else { return };
             let dial = DialOpts::peer_id(to)
-                .addresses(addresses.to_vec())
+                .addresses(addresses.clone())
                 // There is a connection already: for the other role.
                 .condition(PeerCondition::Always)
                 // Two connections from the listening port would be one to TCP.
@@ -257,6 +282,19 @@ impl Driver {
                 return;
             }
         }
+    }
+
+    /// Whether there is a connection that is, or may turn out to be, for this.
+    fn has(&self, peer: &PeerId, role: Role) -> bool {
+        let mut mine = self.connections.values().filter(|known| known.peer == *peer);
+        mine.any(|known| !known.closing && known.role.is_none_or(|known| known == role))
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        if let Some(known) = self.connections.get_mut(&connection) {
+            known.closing = true;
+        }
+        self.swarm.close_connection(connection);
     }
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -318,7 +356,8 @@ impl Driver {
             }
             Arc::clone(&link.counters)
         });
-        self.connections.insert(connection, Connection { peer, counters, role, asking: None });
+        self.connections
+            .insert(connection, Connection { peer, closing: false, counters, role, asking: None });
         let linked: Vec<_> =
             self.connections.values().filter_map(|known| to_libp2p(&known.peer)).collect();
         self.members.prune(|member| linked.contains(member));
@@ -353,19 +392,20 @@ impl Driver {
             }
             Opened::Failed(reason) => {
                 tracing::debug!(peer = %known.peer, reason, "a peer takes no streams");
-                self.swarm.close_connection(connection);
+                self.close(connection);
             }
         }
     }
 
     fn start_asking(&mut self, connection: ConnectionId, stream: Stream) {
-        let Some(Connection { peer, counters, role: Some(role), .. }) =
+        let Some(Connection { peer, closing: false, counters, role: Some(role), .. }) =
             self.connections.get(&connection)
         else {
             return;
         };
         let (peer, role) = (*peer, *role);
-        let (asker, run) = Asker::start(peer, stream, role, Arc::clone(counters));
+        let (asker, run) =
+            Asker::start(peer, stream, role, (Arc::clone(counters), Arc::clone(&self.pool)));
         let commands = self.commands.clone();
         tokio::spawn(async move {
             let reason = run.await.to_string();
@@ -390,7 +430,7 @@ impl Driver {
             links.get(peer).filter(|link| link.is_up()).map(|link| link.membership.clone())
         });
         let Some(membership) = up else { return false };
-        for waiter in self.waiters.remove(peer).unwrap_or_default() {
+        for waiter in self.waiting.remove(peer).unwrap_or_default().waiters {
             // It may have given up.
             let _ = waiter.send(Ok(membership.clone()));
         }
@@ -399,7 +439,7 @@ impl Driver {
 
     /// Tells whoever waits for the link that it won't come up.
     fn fail(&mut self, peer: &PeerId, source: Arc<dyn std::error::Error + Send + Sync>) {
-        for waiter in self.waiters.remove(peer).unwrap_or_default() {
+        for waiter in self.waiting.remove(peer).unwrap_or_default().waiters {
             // It may have given up.
             let _ = waiter.send(Err(Error::Connect { peer: *peer, source: Arc::clone(&source) }));
         }
@@ -414,7 +454,7 @@ impl Driver {
             }),
             (Err(error), Some(known)) => {
                 tracing::info!(peer = %known.peer, %error, "a peer doesn't answer");
-                self.swarm.close_connection(event.connection);
+                self.close(event.connection);
             }
             (_, None) => {}
         }
@@ -422,10 +462,7 @@ impl Driver {
 
     fn closed(&mut self, connection: ConnectionId, cause: &str) {
         let Some(Connection { peer, .. }) = self.connections.remove(&connection) else { return };
-        let bulk_left = self
-            .connections
-            .values()
-            .any(|known| known.peer == peer && known.role.is_none_or(|role| role == Role::Bulk));
+        let bulk_left = self.has(&peer, Role::Bulk);
         let went_down = self.links.with(|links| {
             let link = links.get_mut(&peer)?;
             let before = link.is_up();
@@ -440,16 +477,26 @@ impl Driver {
             tracing::info!(%peer, cause, "the link to a peer is down");
         }
         if !bulk_left {
-            self.close_all(&peer, cause);
+            self.close_all(&peer);
+        }
+        if self.settle(&peer) {
+            return;
+        }
+        match self.waiting.get_mut(&peer) {
+            Some(waiting) if waiting.closed + 1 < TRIES => {
+                waiting.closed += 1;
+                self.dial_missing(&peer);
+            }
+            Some(_) => self.fail(&peer, Arc::new(io::Error::other(cause.to_owned()))),
+            None => {}
         }
     }
 
-    fn close_all(&mut self, peer: &PeerId, reason: &str) {
+    fn close_all(&mut self, peer: &PeerId) {
         let mine = self.connections.iter().filter(|(_, known)| known.peer == *peer);
         let mine: Vec<_> = mine.map(|(connection, _)| *connection).collect();
         for connection in mine {
-            self.swarm.close_connection(connection);
+            self.close(connection);
         }
-        self.fail(peer, Arc::new(io::Error::other(reason.to_owned())));
     }
 }
