@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod containerd;
+pub mod control;
 pub mod cri;
 pub mod ctr;
 pub mod debian;
@@ -14,6 +15,8 @@ pub mod image;
 pub mod interrupt;
 pub mod issuer;
 pub mod layer;
+pub mod log_check;
+pub mod member;
 pub mod mounts;
 pub mod network;
 pub mod node;

@@ -95,3 +95,11 @@ fn ip(arguments: &[&str]) -> anyhow::Result<()> {
     command::run("ip", arguments)?;
     Ok(())
 }
+
+/// The command line that runs `program` on `host`, or on this machine.
+pub fn program_on(host: Option<&Host>, program: &str) -> Vec<String> {
+    let Some(host) = host else { return vec![program.to_owned()] };
+    let command = host.command(program);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect()
+}

@@ -15,7 +15,7 @@ use skimmer_proto::Digest;
 use crate::command;
 use crate::image::{Image, link};
 use crate::issuer::Issuer;
-use crate::network::Host;
+use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
 
@@ -88,14 +88,7 @@ impl Registry {
         };
         write("0")?;
 
-        let prefix = host.map(|host| host.command("docker-registry"));
-        let mut program: Vec<String> = match &prefix {
-            Some(command) => std::iter::once(command.get_program())
-                .chain(command.get_args())
-                .map(|part| part.to_string_lossy().into_owned())
-                .collect(),
-            None => vec!["docker-registry".into()],
-        };
+        let mut program = network::program_on(host, "docker-registry");
         program.extend(["serve".into(), config.display().to_string()]);
 
         let logs = scenario.logs();

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,6 +10,7 @@ use skimmer_proto::Digest;
 
 use crate::command::{self, PATIENCE};
 use crate::image::Image;
+use crate::log_check::LogCheck;
 use crate::process::Process;
 use crate::scenario::Scenario;
 use crate::tools;
@@ -49,7 +49,7 @@ pub struct Skimmerd {
     folder: PathBuf,
     logs: PathBuf,
     program: PathBuf,
-    expected: Arc<Mutex<Vec<String>>>,
+    expected: LogCheck,
 }
 
 /// Where the skimmerd called `name` of `scenario` listens, before it runs.
@@ -71,32 +71,20 @@ impl Skimmerd {
             folder.join("config.toml"),
             configuration(&folder, &scenario.hosts(), containerd, setup),
         )?;
-        let expected = Arc::new(Mutex::new(Vec::new()));
         let mut daemon = Self {
             process: None,
             folder,
             logs: scenario.logs(),
             program: tools::built("skimmerd")?,
-            expected: Arc::clone(&expected),
+            expected: LogCheck::of(scenario, name),
         };
         daemon.run()?;
-        let log = scenario.logs().join(format!("{name}.log"));
-        let name = name.to_owned();
-        scenario.check_at_end(move || {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let expected = expected.lock().unwrap_or_else(PoisonError::into_inner);
-            let surprises: Vec<&str> = complaints(&text)
-                .filter(|line| !expected.iter().any(|part| line.contains(part.as_str())))
-                .collect();
-            anyhow::ensure!(surprises.is_empty(), "{name} logged:\n{}", surprises.join("\n"));
-            Ok(())
-        });
         Ok(daemon)
     }
 
     /// Warnings and errors that contain `part` are part of what is tested.
     pub fn expect_log(&self, part: &str) {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner).push(part.to_owned());
+        self.expected.expect(part);
     }
 
     pub fn address(&self) -> PathBuf {
@@ -231,26 +219,4 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
         background = setup.background.is_some(),
         delay = seconds(setup.background.unwrap_or(Duration::from_secs(3600))),
     )
-}
-
-/// The lines of a log that a person should look at; what isn't JSON (a panic) is one too.
-fn complaints(log: &str) -> impl Iterator<Item = &str> {
-    log.lines().filter(|line| match serde_json::from_str::<Value>(line) {
-        Ok(value) => matches!(value["level"].as_str(), Some("WARN" | "ERROR")),
-        Err(_) => !line.trim().is_empty(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::complaints;
-
-    #[test]
-    fn warnings_errors_and_panics_are_complaints() {
-        let log = "{\"level\":\"INFO\"}\n{\"level\":\"WARN\"}\n\nthread 'main' panicked\n{\"level\":\"ERROR\"}\n";
-        assert_eq!(
-            complaints(log).collect::<Vec<_>>(),
-            ["{\"level\":\"WARN\"}", "thread 'main' panicked", "{\"level\":\"ERROR\"}"]
-        );
-    }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod baseline;
+mod control;
 mod corners;
 mod debian;
 mod fixtures;
