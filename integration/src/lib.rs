@@ -23,6 +23,7 @@ pub mod node;
 pub mod process;
 pub mod registry;
 pub mod scenario;
+pub mod sim;
 pub mod skimmerd;
 pub mod snapshots;
 pub mod start;

@@ -32,14 +32,17 @@ impl PieceSet {
         std::iter::once(0..pieces).collect()
     }
 
+    #[inline]
     pub const fn len(&self) -> u32 {
         self.len
     }
 
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    #[inline]
     pub fn contains(&self, piece: u32) -> bool {
         let (word, bit) = place(piece);
         self.words.get(word).is_some_and(|word| word & bit != 0)
@@ -101,6 +104,7 @@ impl PieceSet {
         left
     }
 
+    #[inline]
     pub fn intersects(&self, other: &Self) -> bool {
         self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
@@ -111,6 +115,7 @@ impl PieceSet {
     }
 
     /// The 64 pieces from `64 × word` on, lowest bit first.
+    #[inline]
     pub fn word(&self, word: usize) -> u64 {
         self.words.get(word).copied().unwrap_or(0)
     }

@@ -1,5 +1,7 @@
 //! A transfer that was given to a node: a lease of the origin, or an assignment.
 
+use std::time::Duration;
+
 use skimmer_proto::PieceSet;
 
 use crate::event::Now;
@@ -39,6 +41,11 @@ impl Fetch {
 
     pub const fn is_over(&self) -> bool {
         self.left == 0
+    }
+
+    /// It should have been reported, and half as long again has passed. Nobody knows how long a lease takes.
+    pub fn is_late(&self, now: Now, lead: Duration) -> bool {
+        self.parent.is_some() && now > self.due + lead + (self.due.saturating_sub(self.since)) / 2
     }
 
     pub const fn left(&self) -> u32 {

@@ -5,6 +5,7 @@
 //! ```
 
 mod bits;
+pub mod check;
 pub mod event;
 mod fetch;
 mod limits;

@@ -12,18 +12,28 @@ use crate::fetch::Fetch;
 pub struct Link {
     /// Bytes per second; 0 while unknown.
     rate: u64,
-    /// Transfers that were given out and haven't ended.
-    transfers: u32,
+    /// Instead of it.
+    assumed: u64,
+    /// When each transfer was given out that hasn't ended, oldest first.
+    pending: Vec<Now>,
     /// Their bytes.
     bytes: u64,
     /// When they will have been reported, if the rate is known.
     free_at: Now,
     /// The last report while there were others behind it.
     busy_since: Option<Now>,
+    /// The rate follows what is seen.
+    learns: bool,
 }
 
 impl Link {
-    pub fn new(rate: u64) -> Self {
+    /// An upload: its rate is learned from how reports follow each other.
+    pub fn up(rate: u64) -> Self {
+        Self { rate, learns: true, ..Self::default() }
+    }
+
+    /// A download. Reports say nothing of its rate: it may be the parents that are slow.
+    pub fn down(rate: u64) -> Self {
         Self { rate, ..Self::default() }
     }
 
@@ -31,27 +41,33 @@ impl Link {
         self.rate
     }
 
-    pub const fn transfers(&self) -> u32 {
-        self.transfers
+    pub fn transfers(&self) -> u32 {
+        u32::try_from(self.pending.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether one more may be given out: `lead` is the time from a decision to its first byte and back.
     pub fn is_due(&self, now: Now, lead: Duration, most: u32) -> bool {
-        self.transfers == 0
-            || self.transfers < most
-                && if self.rate == 0 { self.transfers < 2 } else { self.free_at <= now + lead }
+        let transfers = self.transfers();
+        transfers == 0
+            || transfers < most
+                && if self.rate_or_guess() == 0 {
+                    transfers < 2
+                } else {
+                    self.free_at <= now + lead
+                }
     }
 
     /// When [`Self::is_due`] turns true without a report.
     pub fn due_at(&self, lead: Duration, most: u32) -> Option<Now> {
-        (self.transfers > 0 && self.transfers < most && self.rate > 0)
+        let transfers = self.transfers();
+        (transfers > 0 && transfers < most && self.rate_or_guess() > 0)
             .then(|| self.free_at.saturating_sub(lead))
     }
 
     /// A transfer is given out. Returns when its end should be reported.
     pub fn begin(&mut self, now: Now, lead: Duration, bytes: u64) -> Now {
-        let start = if self.transfers == 0 { now + lead } else { self.free_at.max(now) };
-        self.transfers += 1;
+        let start = if self.pending.is_empty() { now + lead } else { self.free_at.max(now) };
+        self.pending.push(now);
         self.bytes += bytes;
         self.free_at = start + self.time(bytes);
         self.free_at
@@ -59,18 +75,31 @@ impl Link {
 
     /// A transfer has been reported as ended, or taken back if `whole` is false.
     pub fn end(&mut self, now: Now, fetch: &Fetch, whole: bool) {
-        if whole {
-            // Only what followed another without a gap shows the link's rate; what was faster than that shows it too.
+        let place = self.pending.iter().position(|since| *since == fetch.since);
+        if let Some(place) = place {
+            self.pending.remove(place);
+        }
+        // What overtook another says nothing: the other may be stuck. Of the rest, only what followed another without a
+        // gap shows the link's rate; what was faster than that shows it too.
+        if self.learns && whole && place == Some(0) {
             let since = self.busy_since.map_or(fetch.since, |since| since.max(fetch.since));
             let took = now.saturating_sub(since);
             if self.busy_since.is_some() || took < self.time(fetch.bytes) {
                 self.learn(fetch.bytes, took);
             }
         }
-        self.transfers = self.transfers.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(fetch.bytes);
         self.free_at = now + self.time(self.bytes);
-        self.busy_since = (whole && self.transfers > 0).then_some(now);
+        self.busy_since = (whole && !self.pending.is_empty()).then_some(now);
+    }
+
+    /// What the rate is taken for while it is unknown.
+    pub fn assume(&mut self, rate: u64) {
+        self.assumed = rate;
+    }
+
+    fn rate_or_guess(&self) -> u64 {
+        if self.rate == 0 { self.assumed } else { self.rate }
     }
 
     /// A transfer that takes longer than it should shows that the rate is lower than it was thought.
@@ -80,9 +109,12 @@ impl Link {
         }
     }
 
-    /// Seconds for `bytes` at the known rate; none while it is unknown.
-    pub fn time(&self, bytes: u64) -> Duration {
-        if self.rate == 0 { Duration::ZERO } else { time(bytes, self.rate) }
+    /// For `bytes` at the rate; none while it is unknown.
+    fn time(&self, bytes: u64) -> Duration {
+        match self.rate_or_guess() {
+            0 => Duration::ZERO,
+            rate => time(bytes, rate),
+        }
     }
 
     /// Moves an eighth of the way towards what was seen. Reports that come together say nothing.
@@ -100,6 +132,6 @@ impl Link {
 }
 
 /// How long `bytes` take at `rate` bytes per second.
-pub fn time(bytes: u64, rate: u64) -> Duration {
+fn time(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1))
 }

@@ -27,6 +27,8 @@ pub struct Node {
     pub accused: BTreeSet<NodeId>,
     /// Its uploads take many times what others' take.
     pub slow: bool,
+    /// When a piece last arrived on its disk, or it began to want some.
+    pub last_arrival: Now,
     /// No lease before.
     pub no_lease_before: Now,
     pub failed_leases: u32,
@@ -57,8 +59,8 @@ impl Nodes {
             id,
             seed: info.seed,
             zone,
-            up: Link::new(info.upload),
-            down: Link::new(info.download),
+            up: Link::up(info.upload),
+            down: Link::down(info.download),
             tasks: BTreeMap::new(),
             active: Vec::new(),
             announced: false,
@@ -66,6 +68,7 @@ impl Nodes {
             quarantined: false,
             accused: BTreeSet::new(),
             slow: false,
+            last_arrival: Now::ZERO,
             no_lease_before: Now::ZERO,
             failed_leases: 0,
             leases: 0,

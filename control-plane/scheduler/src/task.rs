@@ -9,13 +9,15 @@
 //! - `orphans` are the pieces with lackers and without copies; a zone's `imports` those with lackers and without
 //!   copies in the zone that somebody elsewhere holds.
 
-use std::collections::VecDeque;
+mod changes;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use skimmer_proto::{PieceSet, TaskId};
 
-use crate::bits::{Bits, Matrix};
-use crate::event::{Class, NodeId, Shape};
+use crate::bits::{Bits, Matrix, Words};
+use crate::event::{Class, NodeId, Now, Shape};
 use crate::fetch::Fetch;
 use crate::rarity::Rarity;
 use crate::view::Decision;
@@ -41,10 +43,14 @@ pub struct Peer {
     pub fetches: Vec<Fetch>,
     /// The children that fetch from it, one entry a fetch.
     pub children: Vec<u32>,
-    /// Nodes that it can't fetch from.
-    pub avoid: Vec<u32>,
+    /// Nodes that it failed to fetch from.
+    pub avoid: Vec<Avoided>,
     /// Nobody fetches from it in this task.
     pub muted: bool,
+    /// Until when, if it isn't for good.
+    pub muted_until: Option<Now>,
+    /// How often that was so.
+    pub mutes: u32,
     /// Nodes that have complained about it.
     pub complaints: Vec<u32>,
     pub leases: u32,
@@ -59,21 +65,29 @@ pub struct Peer {
 }
 
 impl Peer {
+    pub fn avoids(&self, node: u32, now: Now) -> bool {
+        self.avoid.iter().any(|avoided| avoided.node == node && avoided.until > now)
+    }
+
     pub fn wants(&self) -> bool {
         !self.lack.is_empty() || !self.fetches.is_empty()
     }
+}
 
-    /// Pieces that it has or is getting.
-    pub fn held(&self) -> u32 {
-        self.have.len() + self.fetches.iter().map(Fetch::left).sum::<u32>()
-    }
+/// A parent that a child isn't sent to for a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Avoided {
+    pub node: u32,
+    pub until: Now,
+    /// Failures so far.
+    pub times: u32,
 }
 
 #[derive(Debug)]
 pub struct Zone {
     pub number: u32,
     /// The words of slots that are this zone's.
-    pub words: Vec<u32>,
+    pub words: Words,
     free: Vec<u32>,
     pub rarity: Rarity,
     pub lackers: Vec<u32>,
@@ -117,6 +131,16 @@ pub struct Task {
     pub hungry: [Bits; 2],
     /// Parents that are many times slower than the others.
     pub slow: Bits,
+    /// Pieces that each slot's peer has or is getting.
+    pub held: Vec<u32>,
+    /// Peers that avoid somebody.
+    pub picky: Bits,
+    /// Peers of which a reader waits for something.
+    pub readers: BTreeSet<u32>,
+    /// Nobody can be leased what nobody has, until somebody else wants it or time passes.
+    pub barren: bool,
+    /// As of the last event.
+    pub now: Now,
     /// Where the next search among equals begins.
     pub turn: u32,
     pub leases: u32,
@@ -160,6 +184,11 @@ impl Task {
             ready: Bits::default(),
             hungry: [Bits::default(), Bits::default()],
             slow: Bits::default(),
+            held: Vec::new(),
+            picky: Bits::default(),
+            readers: BTreeSet::new(),
+            barren: false,
+            now: Now::ZERO,
             turn: 0,
             leases: 0,
             leases_most: leases,
@@ -200,7 +229,9 @@ impl Task {
         if self.zones[index].free.is_empty() {
             let word = u32::try_from(self.peers.len() / 64).unwrap_or(u32::MAX);
             self.peers.resize_with(self.peers.len() + 64, || None);
-            self.zones[index].words.push(word);
+            self.held.resize(self.peers.len(), 0);
+            self.picky.grow(self.peers.len() / 64);
+            self.zones[index].words.insert(word);
             self.zones[index].free.extend((word * 64..word * 64 + 64).rev());
             self.grow();
         }
@@ -219,6 +250,8 @@ impl Task {
             children: Vec::new(),
             avoid: Vec::new(),
             muted: false,
+            muted_until: None,
+            mutes: 0,
             complaints: Vec::new(),
             leases: 0,
             neighbours: Vec::new(),
@@ -234,6 +267,9 @@ impl Task {
     pub fn remove_peer(&mut self, slot: u32) {
         if let Some(peer) = self.peers.get_mut(slot as usize).and_then(Option::take) {
             self.zones[peer.zone].free.push(slot);
+            self.held[slot as usize] = 0;
+            self.picky.set(slot, false);
+            self.readers.remove(&slot);
             self.count -= 1;
             if self.active {
                 self.ready.set(slot, false);
@@ -267,7 +303,7 @@ impl Task {
             let Some(peer) = self.peer(slot).filter(|peer| !peer.muted) else { continue };
             let (zone, have) = (peer.zone, peer.have.clone());
             for piece in have.iter() {
-                self.held(slot, zone, piece, true);
+                self.note_copy(slot, zone, piece, true);
             }
         }
     }
@@ -277,6 +313,8 @@ impl Task {
         self.active = false;
         self.mode = Mode::Direct;
         self.seeded = false;
+        self.barren = false;
+        self.readers = BTreeSet::new();
         self.orphans = PieceSet::new();
         self.lost = PieceSet::new();
         (self.copies, self.holders, self.lackers) = (Vec::new(), Vec::new(), Vec::new());
@@ -303,7 +341,7 @@ impl Task {
         let pieces = if self.active { self.shape.pieces } else { 0 };
         Zone {
             number,
-            words: Vec::new(),
+            words: Words::default(),
             free: Vec::new(),
             rarity: Rarity::new(pieces),
             lackers: vec![0; pieces as usize],
@@ -325,129 +363,5 @@ impl Task {
         self.slow.grow(words);
         self.hungry[0].grow(words);
         self.hungry[1].grow(words);
-    }
-}
-
-/// Changes of one piece of one peer. All do nothing but the peer's own set while the task isn't active.
-impl Task {
-    /// The peer has the piece, for others too.
-    pub fn gain(&mut self, slot: u32, piece: u32) {
-        let Some(peer) = self.peer_mut(slot) else { return };
-        if peer.have.insert(piece) && !peer.muted && self.active {
-            let zone = self.peers[slot as usize].as_ref().map_or(0, |peer| peer.zone);
-            self.held(slot, zone, piece, true);
-        }
-    }
-
-    pub fn lose(&mut self, slot: u32, piece: u32) {
-        let Some(peer) = self.peer_mut(slot) else { return };
-        let (zone, muted) = (peer.zone, peer.muted);
-        if peer.have.remove(piece) && !muted && self.active {
-            self.held(slot, zone, piece, false);
-        }
-    }
-
-    /// What the peer has doesn't count, or counts again.
-    pub fn mute(&mut self, slot: u32, muted: bool) {
-        let Some(peer) = self.peer_mut(slot) else { return };
-        if peer.muted == muted {
-            return;
-        }
-        peer.muted = muted;
-        let (zone, have) = (peer.zone, peer.have.clone());
-        if self.active {
-            have.iter().for_each(|piece| self.held(slot, zone, piece, !muted));
-        }
-    }
-
-    /// A piece that was on its way to the peer is there. Its copy is counted already.
-    pub fn land(&mut self, slot: u32, piece: u32) {
-        let Some(peer) = self.peer_mut(slot) else { return };
-        let (zone, muted, new) = (peer.zone, peer.muted, peer.have.insert(piece));
-        if muted || !new {
-            self.count_copy(zone, piece, false);
-        } else {
-            self.note_holder(slot, piece, true);
-        }
-    }
-
-    fn held(&mut self, slot: u32, zone: usize, piece: u32, holds: bool) {
-        self.count_copy(zone, piece, holds);
-        self.note_holder(slot, piece, holds);
-    }
-
-    fn note_holder(&mut self, slot: u32, piece: u32, holds: bool) {
-        if self.mode == Mode::Direct {
-            self.holding.set(piece, slot, holds);
-        }
-        let holders = &mut self.holders[piece as usize];
-        *holders = if holds { *holders + 1 } else { *holders - 1 };
-        if *holders == u32::from(holds) {
-            (0..self.zones.len()).for_each(|zone| self.note_import(zone, piece));
-        }
-    }
-
-    /// The peer begins or stops to wait for somebody to get the piece from.
-    pub fn set_lack(&mut self, slot: u32, piece: u32, lacks: bool) {
-        let Some(peer) = self.peer_mut(slot) else { return };
-        let changed = if lacks { peer.lack.insert(piece) } else { peer.lack.remove(piece) };
-        let zone = peer.zone;
-        if !changed || !self.active {
-            return;
-        }
-        if self.mode == Mode::Direct {
-            self.lacking.set(piece, slot, lacks);
-        }
-        let add = |count: &mut u32| *count = if lacks { *count + 1 } else { *count - 1 };
-        add(&mut self.lackers[piece as usize]);
-        let of_zone = &mut self.zones[zone];
-        add(&mut of_zone.lackers[piece as usize]);
-        if of_zone.lackers[piece as usize] == u32::from(lacks) {
-            if lacks {
-                of_zone.lacked.insert(piece);
-            } else {
-                of_zone.lacked.remove(piece);
-            }
-        }
-        self.note_orphan(piece);
-        self.note_import(zone, piece);
-    }
-
-    /// A piece is on its way into a zone, or isn't any more.
-    pub fn count_copy(&mut self, zone: usize, piece: u32, more: bool) {
-        let copies = &mut self.copies[piece as usize];
-        if more {
-            *copies += 1;
-            self.zones[zone].rarity.add(piece);
-        } else {
-            *copies -= 1;
-            self.zones[zone].rarity.remove(piece);
-        }
-        self.note_orphan(piece);
-        self.note_import(zone, piece);
-    }
-
-    fn note_orphan(&mut self, piece: u32) {
-        let orphan = self.lackers[piece as usize] > 0 && self.copies[piece as usize] == 0;
-        if orphan != self.orphans.contains(piece) {
-            if orphan {
-                self.orphans.insert(piece);
-            } else {
-                self.orphans.remove(piece);
-            }
-        }
-    }
-
-    fn note_import(&mut self, zone: usize, piece: u32) {
-        let held = self.holders[piece as usize] > 0;
-        let zone = &mut self.zones[zone];
-        let import = held && zone.lackers[piece as usize] > 0 && zone.rarity.copies(piece) == 0;
-        if import != zone.imports.contains(piece) {
-            if import {
-                zone.imports.insert(piece);
-            } else {
-                zone.imports.remove(piece);
-            }
-        }
     }
 }

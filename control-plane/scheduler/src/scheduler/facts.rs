@@ -76,10 +76,15 @@ impl Scheduler {
             _ if !peer.wants() || class < peer.class => peer.class = class,
             _ => {}
         }
+        let reads = !peer.fault.is_empty();
         let coming: PieceSet = peer.fetches.iter().flat_map(Fetch::pieces).collect();
         for piece in pieces.difference(&coming).iter() {
             of.lose(slot, piece);
             of.set_lack(slot, piece, true);
+        }
+        of.barren = false;
+        if reads {
+            of.readers.insert(slot);
         }
         self.after(task, slot);
         self.seed(task);
@@ -89,8 +94,20 @@ impl Scheduler {
         let Some((task, slot)) = self.find(id, task) else { return };
         let Some(of) = self.task(task) else { return };
         let count = of.shape.pieces;
+        if let Some(node) = self.nodes.number(id).and_then(|number| self.nodes.get_mut(number)) {
+            node.last_arrival = self.now;
+        }
         for piece in pieces.iter().take_while(|piece| *piece < count) {
             self.land(task, slot, piece);
+        }
+        if let Some(of) = self.task_mut(task)
+            && of.readers.contains(&slot)
+            && let Some(peer) = of.peer_mut(slot)
+        {
+            peer.fault.remove_all(pieces);
+            if peer.fault.is_empty() {
+                of.readers.remove(&slot);
+            }
         }
         self.after(task, slot);
     }
@@ -99,9 +116,6 @@ impl Scheduler {
     fn land(&mut self, task: u32, slot: u32, piece: u32) {
         let Some(of) = self.task_mut(task) else { return };
         let Some(peer) = of.peer_mut(slot) else { return };
-        if !peer.fault.is_empty() {
-            peer.fault.remove(piece);
-        }
         let Some(at) = peer.fetches.iter_mut().position(|fetch| fetch.take(piece)) else {
             of.set_lack(slot, piece, false);
             of.gain(slot, piece);
@@ -134,7 +148,9 @@ impl Scheduler {
         let Some(of) = self.task_mut(task) else { return };
         let Some(peer) = of.peer_mut(slot) else { return };
         peer.fault = PieceSet::new();
-        for piece in peer.lack.clone().iter() {
+        let lack = peer.lack.clone();
+        of.readers.remove(&slot);
+        for piece in lack.iter() {
             of.set_lack(slot, piece, false);
         }
         self.count_wanting(task, slot);
@@ -172,7 +188,7 @@ impl Scheduler {
         let (node, zone) = (peer.node, peer.zone);
         let fetch = peer.fetches.remove(at);
         for piece in fetch.pieces() {
-            of.count_copy(zone, piece, false);
+            of.give_up(slot, zone, piece);
         }
         self.touch_node(node);
         if let Some(parent) = fetch.parent {
@@ -191,6 +207,9 @@ impl Scheduler {
         let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) else { return };
         if let Some(at) = peer.children.iter().position(|child| *child == slot) {
             peer.children.swap_remove(at);
+        }
+        if whole && !peer.complaints.is_empty() {
+            peer.complaints.clear();
         }
         let number = peer.node;
         if let Some(node) = self.nodes.get_mut(number) {
@@ -297,6 +316,7 @@ impl Scheduler {
         }
         let peers: Vec<u32> = of.slots().map(|(_, peer)| peer.node).collect();
         peers.into_iter().for_each(|node| self.touch_node(node));
+        self.find_slow_nodes();
         let next = self.now + self.limits.sweep;
         self.next_sweep.get_or_insert(next);
     }

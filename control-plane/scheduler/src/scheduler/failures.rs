@@ -7,10 +7,13 @@ use skimmer_proto::{PieceSet, TaskId};
 
 use super::Scheduler;
 use crate::event::{Fault, NodeId, Reason};
+use crate::task::{Avoided, Peer};
 use crate::view::What;
 
-/// Children that can't fetch from a parent until nobody is sent there any more.
+/// Children that can't fetch from a parent, out of many, until nobody is sent there for a while.
 const COMPLAINTS: usize = 3;
+/// How often the time doubles for which a parent is avoided, or a node gets no lease.
+const DOUBLINGS: u32 = 6;
 /// Parents that a child remembers not to ask.
 const AVOIDED: usize = 64;
 
@@ -58,7 +61,7 @@ impl Scheduler {
             }
             let over = fetch.is_over();
             for piece in failed {
-                of.count_copy(zone, piece, false);
+                of.give_up(slot, zone, piece);
                 of.set_lack(slot, piece, true);
                 if parent.is_none() {
                     of.lost.insert(piece);
@@ -72,15 +75,18 @@ impl Scheduler {
         }
     }
 
-    fn origin_failed(&mut self, task: u32, slot: u32, fault: Fault) {
+    pub(super) fn origin_failed(&mut self, task: u32, slot: u32, fault: Fault) {
         let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
         let Some(peer) = of.peer_mut(slot) else { return };
         let (id, number) = (peer.id, peer.node);
+        of.barren = false;
         if fault == Fault::Refused {
-            (peer.origin, peer.refused) = (false, true);
+            if let Some(peer) = of.peer_mut(slot) {
+                (peer.origin, peer.refused) = (false, true);
+            }
             self.note(task, id, What::NotEntitled, Reason::Refused);
         } else if let Some(node) = self.nodes.get_mut(number) {
-            let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(6));
+            let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(DOUBLINGS));
             node.no_lease_before = self.now + wait;
             node.failed_leases += 1;
         }
@@ -96,7 +102,7 @@ impl Scheduler {
     ) {
         let Some(peer) = self.task(task).and_then(|of| of.peer(slot)) else { return };
         let complainer = peer.node;
-        self.avoid(task, slot, number);
+        self.avoid(task, slot, number, fault);
         match fault {
             Fault::Absent => {
                 if let Some(of) = self.task_mut(task) {
@@ -111,23 +117,39 @@ impl Scheduler {
         }
     }
 
-    /// A child isn't sent to a parent again.
-    pub(super) fn avoid(&mut self, task: u32, slot: u32, parent: u32) {
-        let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(slot)) else { return };
-        if !peer.avoid.contains(&parent) {
-            if peer.avoid.len() >= AVOIDED {
-                peer.avoid.remove(0);
-            }
-            peer.avoid.push(parent);
+    /// A child isn't sent to a parent for a while, longer each time.
+    pub(super) fn avoid(&mut self, task: u32, slot: u32, node: u32, fault: Fault) {
+        let (now, backoff) = (self.now, self.limits.backoff);
+        let Some(of) = self.task_mut(task) else { return };
+        of.picky.set(slot, true);
+        let Some(peer) = of.peer_mut(slot) else { return };
+        let place = peer.avoid.iter().position(|avoided| avoided.node == node);
+        let before = place.map(|place| peer.avoid.remove(place));
+        let times = match fault {
+            Fault::Refused => DOUBLINGS,
+            _ => before.map_or(0, |before| (before.times + 1).min(DOUBLINGS)),
+        };
+        if peer.avoid.len() >= AVOIDED {
+            peer.avoid.remove(0);
         }
+        peer.avoid.push(Avoided { node, until: now + backoff * 2_u32.pow(times), times });
     }
 
     fn complain(&mut self, task: u32, parent: u32, complainer: u32) {
-        let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) else { return };
-        if !peer.complaints.contains(&complainer) && peer.complaints.len() < COMPLAINTS {
+        let Some(of) = self.task_mut(task) else { return };
+        let others = of.slots().filter(|(slot, peer)| peer.wanting && *slot != parent).count();
+        let enough = others.clamp(1, COMPLAINTS);
+        let Some(peer) = of.peer_mut(parent).filter(|peer| !peer.muted) else { return };
+        if !peer.complaints.contains(&complainer) {
             peer.complaints.push(complainer);
-            if peer.complaints.len() == COMPLAINTS {
-                self.quarantine(task, parent, Reason::Complaints);
+        }
+        if peer.complaints.len() >= enough {
+            self.quarantine(task, parent, Reason::Complaints);
+            let (now, patience) = (self.now, self.limits.patience);
+            if let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) {
+                // Longer each time.
+                peer.muted_until = Some(now + patience * 2_u32.pow(peer.mutes.min(DOUBLINGS)));
+                peer.mutes += 1;
             }
         }
     }
@@ -141,6 +163,9 @@ impl Scheduler {
             return;
         }
         accuser.accused.insert(parent_id);
+        if let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) {
+            peer.muted_until = None;
+        }
         self.quarantine(task, parent, Reason::WrongBytes);
         let strikes = self.limits.strikes;
         let Some(node) = self.nodes.get_mut(number) else { return };
@@ -163,5 +188,22 @@ impl Scheduler {
         self.drop_children(task, slot);
         self.unlink(task, slot);
         self.after(task, slot);
+    }
+
+    /// Peers that were only complained about are given another chance.
+    pub(super) fn pardon(&mut self, task: u32) {
+        let now = self.now;
+        let Some(of) = self.task_mut(task) else { return };
+        let over = |peer: &Peer| peer.muted_until.is_some_and(|until| until <= now);
+        let slots: Vec<u32> = of.slots().filter(|(_, p)| over(p)).map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let Some(of) = self.task_mut(task) else { return };
+            if let Some(peer) = of.peer_mut(slot) {
+                peer.muted_until = None;
+                peer.complaints.clear();
+            }
+            of.mute(slot, false);
+            self.after(task, slot);
+        }
     }
 }

@@ -17,7 +17,8 @@ impl Scheduler {
         let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
         let bytes = of.shape.piece_len.saturating_mul(u64::from(of.run)).max(1);
         let Some(peer) = of.peer_mut(slot) else { return };
-        let Some(node) = self.nodes.get(peer.node) else { return };
+        let Some(node) = self.nodes.get_mut(peer.node) else { return };
+        node.last_arrival = self.now;
         let link = if node.up.rate() == 0 { self.limits.assumed_rate } else { node.up.rate() };
         peer.rate = link.saturating_mul(1000) / bytes;
         let rate = peer.rate;
@@ -56,14 +57,14 @@ impl Scheduler {
         let Some(of) = self.task_mut(task) else { return };
         let Some(peer) = of.peer(slot).filter(|peer| !peer.muted) else { return };
         let zone = peer.zone;
-        // Others will be joined to this one later: it looks for half.
-        let wanted = (enough as usize).div_ceil(2).max(1);
+        // Others will be joined to this one later: it looks for half of what it may have.
+        let mut more = most.div_ceil(2);
         for probe in 0..PROBES {
-            if of.peer(slot).is_none_or(|peer| peer.neighbours.len() >= wanted) {
+            if more == 0 || of.peer(slot).is_none_or(|p| p.neighbours.len() >= enough as usize) {
                 break;
             }
             if let Some(other) = pick(of, zone, slot, probe) {
-                join(of, slot, other, most as usize);
+                more -= u32::from(join(of, slot, other, most as usize));
             }
         }
         let crossing = of.slots().filter(|(_, peer)| peer.zone == zone);
@@ -125,7 +126,7 @@ impl Scheduler {
 
 /// A peer of a zone other than `slot`, by a hash of the three numbers.
 fn pick(of: &Task, zone: usize, slot: u32, probe: u32) -> Option<u32> {
-    let words = &of.zones[zone].words;
+    let words: Vec<u32> = of.zones[zone].words.iter().collect();
     let hash = mix(u64::from(slot) << 32 | u64::from(probe) << 8 | zone as u64);
     let slots = words.len() as u64 * 64;
     let at = hash.checked_rem(slots)?;
@@ -134,12 +135,12 @@ fn pick(of: &Task, zone: usize, slot: u32, probe: u32) -> Option<u32> {
     of.peer(other).filter(|peer| other != slot && !peer.muted).map(|_| other)
 }
 
-/// Makes two peers neighbours of each other if they have room.
-fn join(of: &mut Task, a: u32, b: u32, most: usize) {
+/// Makes two peers neighbours of each other if they aren't and have room.
+fn join(of: &mut Task, a: u32, b: u32, most: usize) -> bool {
     let room = |slot: u32| of.peer(slot).is_some_and(|peer| peer.neighbours.len() < most);
     let joined = of.peer(a).is_some_and(|peer| peer.neighbours.contains(&b));
     if joined || !room(a) || !room(b) {
-        return;
+        return false;
     }
     for (slot, other) in [(a, b), (b, a)] {
         if let Some(peer) = of.peer_mut(slot) {
@@ -147,6 +148,7 @@ fn join(of: &mut Task, a: u32, b: u32, most: usize) {
         }
         of.regraph.push(slot);
     }
+    true
 }
 
 fn far(of: &Task, neighbours: &[u32], zone: usize) -> usize {

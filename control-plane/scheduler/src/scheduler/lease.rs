@@ -24,6 +24,10 @@ struct Score {
     /// Leases beyond [`FULL`].
     over: u32,
     slow: bool,
+    /// Something that it fetches should be there by now: it may be gone.
+    late: bool,
+    /// It has less than half of what the others have: it may be slow.
+    behind: bool,
     class: Class,
     not_seed: bool,
     leases: u32,
@@ -41,16 +45,26 @@ impl Scheduler {
             && of.active
             && !of.orphans.is_empty()
         {
-            let Some((slot, piece)) = self.next_lease(of) else { break };
+            let full = of.leases >= of.leases_most;
+            if of.barren || full && of.readers.is_empty() {
+                break;
+            }
+            let Some((slot, piece)) = self.next_lease(of) else {
+                if let Some(of) = self.task_mut(task) {
+                    of.barren = !full;
+                }
+                break;
+            };
             self.lease(task, slot, piece);
         }
     }
 
     /// The most urgent orphan and who gets it.
     fn next_lease(&self, of: &Task) -> Option<(u32, u32)> {
-        let faults = of.slots().filter(|(_, peer)| !peer.fault.is_empty());
         let mut urgent = PieceSet::new();
-        faults.for_each(|(_, peer)| urgent.insert_all(&peer.fault.intersection(&of.orphans)));
+        for peer in of.readers.iter().filter_map(|slot| of.peer(*slot)) {
+            urgent.insert_all(&peer.fault.intersection(&of.orphans));
+        }
         // Readers don't wait for the origin's other leases.
         if of.leases >= of.leases_most && (urgent.is_empty() || of.leases >= of.leases_most * 2) {
             return None;
@@ -64,26 +78,28 @@ impl Scheduler {
             })
             .map(|(slot, _)| slot)
             .collect();
-        if able.is_empty() {
-            return None;
-        }
+        let count = u32::try_from(able.len()).ok().filter(|count| *count > 0)?;
+        let held: u64 = able.iter().map(|slot| u64::from(of.held[*slot as usize])).sum();
+        let middle = u32::try_from(held / u64::from(count)).unwrap_or(u32::MAX);
         urgent.iter().chain(others.into_iter().flat_map(PieceSet::iter)).find_map(|piece| {
-            let scores = able.iter().filter_map(|slot| self.lease_score(of, *slot, piece));
+            let scores = able.iter().filter_map(|slot| self.lease_score(of, *slot, piece, middle));
             scores.min().map(|score| (score.slot, piece))
         })
     }
 
-    fn lease_score(&self, of: &Task, slot: u32, piece: u32) -> Option<Score> {
+    fn lease_score(&self, of: &Task, slot: u32, piece: u32, middle: u32) -> Option<Score> {
         let peer = of.peer(slot).filter(|peer| peer.lack.contains(piece))?;
         let node = self.nodes.get(peer.node)?;
         Some(Score {
             own_reader: u8::from(!peer.fault.contains(piece)),
             over: node.leases.saturating_sub(FULL - 1),
             slow: node.slow,
+            late: peer.fetches.iter().any(|fetch| fetch.is_late(self.now, self.lead)),
+            behind: of.held[slot as usize] * 2 + 2 < middle,
             class: peer.class,
             not_seed: !node.seed,
             leases: peer.leases,
-            held: peer.held(),
+            held: of.held[slot as usize],
             slot,
         })
     }
@@ -115,8 +131,7 @@ impl Scheduler {
         fetch.urgent = urgent;
         let pieces = fetch.set();
         for piece in pieces.iter() {
-            of.count_copy(zone, piece, true);
-            of.set_lack(slot, piece, false);
+            of.begin(slot, zone, piece);
         }
         let lost = of.lost.intersects(&pieces);
         of.lost.remove_all(&pieces);

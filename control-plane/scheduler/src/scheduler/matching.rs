@@ -14,7 +14,10 @@ use crate::task::{Mode, Peer, Task};
 use crate::view::What;
 
 /// Equals among which the best is looked for.
-const SAMPLE: usize = 8;
+const SAMPLE: usize = 16;
+
+/// Words of slots that a search looks at before it gives up; a starving child's doesn't.
+const EFFORT: u32 = 256;
 
 /// Why a pair is better than another, most important first; the least is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,12 +52,15 @@ impl Scheduler {
     pub(super) fn refresh(&mut self, number: u32) {
         let Some(node) = self.nodes.get_mut(number) else { return };
         let (uploads, downloads) = (self.limits.uploads, self.limits.downloads);
+        // Links are at least as fast down as up.
+        node.down.assume(node.up.rate());
         let up = !node.quarantined && node.up.is_due(self.now, self.lead, uploads);
         let down = node.down.is_due(self.now, self.lead, downloads);
         for &(task, slot) in &node.active {
             let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else {
                 continue;
             };
+            of.now = self.now;
             let Some(peer) = of.peer(slot) else { continue };
             let background = usize::from(peer.class == Class::Background);
             let (ready, hungry) = (up && !peer.muted, down && !peer.lack.is_empty());
@@ -97,7 +103,7 @@ impl Scheduler {
         {
             let offers = node.active.iter().filter_map(|&(task, slot)| {
                 let of = self.task(task).filter(|of| of.mode == Mode::Direct)?;
-                self.for_child(of, task, slot, false)
+                for_child(of, task, slot, false)
             });
             let Some(offer) = offers.min_by_key(|offer| offer.score) else { break };
             self.assign(offer, Reason::LeastBusyParent);
@@ -127,7 +133,7 @@ impl Scheduler {
                 if self.nodes.get(number).is_none_or(|n| n.down.transfers() >= self.limits.urgent) {
                     return;
                 }
-                if let Some(parent) = self.any_parent(of, slot, piece) {
+                if let Some(parent) = self.any_parent(of, slot, piece, self.limits.urgent) {
                     let score = Score { class: Class::Fault, local: 1, copies: 0, task };
                     self.assign(Offer { score, parent, child: slot, piece }, Reason::ReaderWaits);
                 }
@@ -135,16 +141,16 @@ impl Scheduler {
         }
     }
 
-    /// The best holder of a piece, due or not.
-    fn any_parent(&self, of: &Task, child: u32, piece: u32) -> Option<u32> {
+    /// The best holder of a piece with fewer than `most` transfers, due or not.
+    fn any_parent(&self, of: &Task, child: u32, piece: u32, most: u32) -> Option<u32> {
         let to = of.peer(child)?;
         let score = |(slot, peer): (u32, &Peer)| {
             let node = self.nodes.get(peer.node)?;
             let able = peer.have.contains(piece)
                 && !peer.muted
                 && !node.quarantined
-                && node.up.transfers() < self.limits.urgent
-                && !to.avoid.contains(&peer.node);
+                && node.up.transfers() < most
+                && !to.avoids(peer.node, self.now);
             let far = peer.zone != to.zone;
             let (transfers, held) = (node.up.transfers(), 0);
             able.then_some(ParentScore { slow: node.slow, far, transfers, held, slot })
@@ -152,71 +158,20 @@ impl Scheduler {
         of.slots().filter_map(score).min().map(|score| score.slot)
     }
 
-    /// The best offer for a child of what it lacks; `anywhere`: also from other zones what its own has.
-    fn for_child(&self, of: &Task, task: u32, child: u32, anywhere: bool) -> Option<Offer> {
-        let peer = of.peer(child).filter(|peer| !peer.lack.is_empty())?;
-        let zone = &of.zones[peer.zone];
-        let offer = |piece, parent, local| {
-            let copies = zone.rarity.copies(piece);
-            Offer { score: Score { class: peer.class, local, copies, task }, parent, child, piece }
-        };
-        if zone.imports.intersects(&peer.lack) {
-            for piece in zone.imports.intersection(&peer.lack).iter() {
-                if let Some(parent) = self.free_parent(of, peer, piece, false) {
-                    return Some(offer(piece, parent, 0));
-                }
-            }
-        }
-        let lacked = zone.rarity.existing().iter().copied().filter(|p| peer.lack.contains(*p));
-        for piece in lacked {
-            if let Some(parent) = self.free_parent(of, peer, piece, !anywhere) {
-                return Some(offer(piece, parent, 1));
-            }
-        }
-        None
-    }
-
-    /// A free holder of a piece, in the child's zone if `near`; a slow one only if there is no other.
-    fn free_parent(&self, of: &Task, child: &Peer, piece: u32, near: bool) -> Option<u32> {
-        let row = of.holding.row(piece);
-        let zones = if near { &of.zones[child.zone..=child.zone] } else { &of.zones[..] };
-        let mut best: Option<ParentScore> = None;
-        let mut seen = 0;
-        for words in zones.iter().map(|zone| &zone.words) {
-            let begin = of.turn as usize % words.len().max(1);
-            for &word in words[begin..].iter().chain(&words[..begin]) {
-                let free = row[word as usize] & of.ready.word(word);
-                for slot in slots(word, free) {
-                    let Some(peer) = of.peer(slot) else { continue };
-                    let Some(node) = self.nodes.get(peer.node) else { continue };
-                    if child.avoid.contains(&peer.node) || (node.slow && has_fast_holder(of, piece))
-                    {
-                        continue;
-                    }
-                    let score = ParentScore {
-                        slow: node.slow,
-                        far: peer.zone != child.zone,
-                        transfers: node.up.transfers(),
-                        held: peer.have.len(),
-                        slot,
-                    };
-                    best = Some(best.map_or(score, |best| best.min(score)));
-                    seen += 1;
-                }
-                if seen >= SAMPLE {
-                    return best.map(|best| best.slot);
-                }
-            }
-        }
-        best.map(|best| best.slot)
-    }
-
-    /// A child that has starved since the last sweep takes what it gets.
+    /// A child that starves takes what it gets.
     pub(super) fn feed(&mut self, task: u32, slot: u32) {
-        let offer = self
-            .task(task)
-            .filter(|of| of.mode == Mode::Direct)
-            .and_then(|of| self.for_child(of, task, slot, true));
+        let Some(of) = self.task(task) else { return };
+        let offer = match of.mode {
+            Mode::Direct => for_child(of, task, slot, true),
+            Mode::Graph => of.peer(slot).and_then(|peer| {
+                let (class, child) = (peer.class, slot);
+                let score = Score { class, local: 1, copies: 0, task };
+                peer.lack.iter().find_map(|piece| {
+                    let parent = self.any_parent(of, slot, piece, self.limits.uploads)?;
+                    Some(Offer { score, parent, child, piece })
+                })
+            }),
+        };
         if let Some(offer) = offer {
             self.assign(offer, Reason::LeastBusyParent);
         }
@@ -232,8 +187,7 @@ impl Scheduler {
         let (from_node, to_node, from_id, to_id) = (from.node, to.node, from.id, to.id);
         let (far, zone) = (from.zone != to.zone, to.zone);
         for piece in piece..piece + len {
-            of.count_copy(zone, piece, true);
-            of.set_lack(child, piece, false);
+            of.begin(child, zone, piece);
         }
         of.across += if far { u64::from(len) } else { 0 };
         of.turn = of.turn.wrapping_add(1);
@@ -271,12 +225,44 @@ impl Scheduler {
     }
 }
 
+/// The best offer for a child of what it lacks; `anywhere`: also from other zones what its own has.
+fn for_child(of: &Task, task: u32, child: u32, anywhere: bool) -> Option<Offer> {
+    let peer = of.peer(child).filter(|peer| !of.ready.is_empty() && !peer.lack.is_empty())?;
+    let zone = &of.zones[peer.zone];
+    let mut effort = if anywhere { u32::MAX } else { EFFORT };
+    let offer = |piece, parent, local| {
+        let copies = zone.rarity.copies(piece);
+        Offer { score: Score { class: peer.class, local, copies, task }, parent, child, piece }
+    };
+    if zone.imports.intersects(&peer.lack) {
+        for piece in zone.imports.intersection(&peer.lack).iter() {
+            if let Some(parent) = free_parent(of, peer, piece, false, &mut effort) {
+                return Some(offer(piece, parent, 0));
+            }
+        }
+    }
+    let lacked = zone.rarity.existing().iter().copied().filter(|p| peer.lack.contains(*p));
+    for piece in lacked {
+        if effort == 0 {
+            break;
+        }
+        if let Some(parent) = free_parent(of, peer, piece, !anywhere, &mut effort) {
+            return Some(offer(piece, parent, 1));
+        }
+    }
+    None
+}
+
 /// The best offer that a parent can make: the rarest of its pieces that a free child lacks.
 fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
     let peer = of.peer(parent).filter(|peer| !peer.muted && !peer.have.is_empty())?;
     let slow = of.slow.get(parent);
+    let mut effort = EFFORT;
     let usable = |piece: u32| peer.have.contains(piece) && !(slow && has_fast_holder(of, piece));
     for (class, hungry) in [(Class::PullThrough, 0), (Class::Background, 1)] {
+        if of.hungry[hungry].is_empty() {
+            continue;
+        }
         let offer = |piece, child, zone: usize, local| {
             let copies = of.zones[zone].rarity.copies(piece);
             Offer { score: Score { class, local, copies, task }, parent, child, piece }
@@ -286,7 +272,7 @@ fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
                 continue;
             }
             for piece in zone.imports.intersection(&peer.have).iter().filter(|p| usable(*p)) {
-                if let Some(child) = free_child(of, peer, index, piece, hungry) {
+                if let Some(child) = free_child(of, peer, index, piece, hungry, &mut effort) {
                     return Some(offer(piece, child, index, 0));
                 }
             }
@@ -297,7 +283,10 @@ fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
         }
         let existing = zone.rarity.existing().iter().copied();
         for piece in existing.filter(|p| zone.lackers[*p as usize] > 0 && usable(*p)) {
-            if let Some(child) = free_child(of, peer, peer.zone, piece, hungry) {
+            if effort == 0 {
+                break;
+            }
+            if let Some(child) = free_child(of, peer, peer.zone, piece, hungry, &mut effort) {
                 return Some(offer(piece, child, peer.zone, 1));
             }
         }
@@ -306,26 +295,64 @@ fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
 }
 
 /// A free child in a zone that lacks a piece: of some, the one that has the fewest pieces.
-fn free_child(of: &Task, parent: &Peer, zone: usize, piece: u32, hungry: usize) -> Option<u32> {
-    let (row, words) = (of.lacking.row(piece), &of.zones[zone].words);
-    let begin = of.turn as usize % words.len().max(1);
+fn free_child(
+    of: &Task,
+    parent: &Peer,
+    zone: usize,
+    piece: u32,
+    hungry: usize,
+    effort: &mut u32,
+) -> Option<u32> {
+    let (row, hungry) = (of.lacking.row(piece), &of.hungry[hungry]);
     let mut best: Option<(u32, u32)> = None;
     let mut seen = 0;
-    for &word in words[begin..].iter().chain(&words[..begin]) {
-        let free = row[word as usize] & of.hungry[hungry].word(word);
-        for slot in slots(word, free) {
-            let Some(peer) = of.peer(slot).filter(|peer| !peer.avoid.contains(&parent.node)) else {
-                continue;
-            };
-            let score = (peer.held(), slot);
-            best = Some(best.map_or(score, |best| best.min(score)));
-            seen += 1;
+    hungry.visit(&of.zones[zone].words, of.turn, |word| {
+        *effort = effort.saturating_sub(1);
+        for slot in slots(word, row[word as usize] & hungry.word(word)) {
+            let avoids = of.picky.get(slot)
+                && of.peer(slot).is_none_or(|peer| peer.avoids(parent.node, of.now));
+            if !avoids {
+                let score = (of.held[slot as usize], slot);
+                best = Some(best.map_or(score, |best| best.min(score)));
+                seen += 1;
+            }
         }
+        seen >= SAMPLE
+    });
+    best.map(|(_, slot)| slot)
+}
+
+/// A free holder of a piece, in the child's zone if `near`; a slow one only if there is no other.
+fn free_parent(of: &Task, child: &Peer, piece: u32, near: bool, effort: &mut u32) -> Option<u32> {
+    let (row, picky) = (of.holding.row(piece), !child.avoid.is_empty());
+    let zones = if near { child.zone..child.zone + 1 } else { 0..of.zones.len() };
+    let mut best: Option<ParentScore> = None;
+    let mut seen = 0;
+    for zone in zones {
+        let far = zone != child.zone;
+        of.ready.visit(&of.zones[zone].words, of.turn, |word| {
+            *effort = effort.saturating_sub(1);
+            for slot in slots(word, row[word as usize] & of.ready.word(word)) {
+                let slow = of.slow.get(slot);
+                if slow && has_fast_holder(of, piece) || picky && avoids(of, child, slot) {
+                    continue;
+                }
+                let held = of.held[slot as usize];
+                let score = ParentScore { slow, far, transfers: 0, held, slot };
+                best = Some(best.map_or(score, |best| best.min(score)));
+                seen += 1;
+            }
+            seen >= SAMPLE
+        });
         if seen >= SAMPLE {
             break;
         }
     }
-    best.map(|(_, slot)| slot)
+    best.map(|best| best.slot)
+}
+
+fn avoids(of: &Task, child: &Peer, parent: u32) -> bool {
+    of.peer(parent).is_none_or(|parent| child.avoids(parent.node, of.now))
 }
 
 /// Whether anybody but slow parents has the piece.

@@ -1,13 +1,19 @@
 //! What no event reports: transfers that never end, nodes that turn out slow, children that starve.
 
 use super::Scheduler;
-use crate::event::Reason;
-use crate::task::{Mode, Task};
+use crate::event::{Fault, Now, Reason};
+use crate::task::{Mode, Peer, Task};
 
 /// A parent is slow if its uploads take so many times what the middle one's take.
 const SLOW: u64 = 8;
 /// A transfer is overdue after so many times what it should have taken.
 const OVERDUE: u32 = 4;
+/// A lease is lost after so many times what the quickest took.
+const LEASE_OVERDUE: u32 = 64;
+/// A transfer that nobody else could do is taken back after so many times the patience.
+const HOPELESS: u32 = 8;
+/// Sweeps without anything from its neighbours after which a node is stuck.
+const STUCK: u32 = 4;
 
 impl Scheduler {
     /// Looks at every active task; runs while there are any.
@@ -21,14 +27,20 @@ impl Scheduler {
         self.next_sweep = (!tasks.is_empty()).then(|| self.now + self.limits.sweep);
         self.find_slow_nodes();
         for task in tasks {
+            if let Some(of) = self.task_mut(task) {
+                of.barren = false;
+            }
+            self.pardon(task);
             self.take_back_overdue(task);
             self.feed_starving(task);
+            self.help_stuck(task);
             self.send_neighbours(task);
             self.touch_task(task);
         }
     }
 
-    fn find_slow_nodes(&mut self) {
+    /// Compares the rates, as told or learned.
+    pub(super) fn find_slow_nodes(&mut self) {
         let numbers: Vec<u32> = self.nodes.numbers().collect();
         let rate = |number: &u32| self.nodes.get(*number).map(|node| node.up.rate());
         let mut rates: Vec<u64> =
@@ -54,9 +66,16 @@ impl Scheduler {
         let Some(of) = self.task(task) else { return };
         let mut late = Vec::new();
         for (slot, peer) in of.slots() {
+            // What else arrives meanwhile shows that the child is busy.
+            let heard = self.nodes.get(peer.node).map_or(Now::ZERO, |node| node.last_arrival);
             for fetch in &peer.fetches {
-                let took = self.now.saturating_sub(fetch.since);
-                let over = took >= self.limits.patience;
+                let took = self.now.saturating_sub(fetch.since.max(heard));
+                let lease = of.lease_best.filter(|_| fetch.parent.is_none());
+                let patience = lease.map_or(self.limits.patience, |best| {
+                    (best * LEASE_OVERDUE * fetch.left() + self.limits.sweep * STUCK)
+                        .min(self.limits.patience)
+                });
+                let over = took >= patience;
                 let expected = fetch.due.saturating_sub(fetch.since) + self.lead;
                 if over || fetch.parent.is_some() && took > expected * OVERDUE + self.limits.sweep {
                     late.push((slot, fetch.clone(), over));
@@ -66,14 +85,18 @@ impl Scheduler {
         for (slot, fetch, over) in late {
             let took = self.now.saturating_sub(fetch.since);
             let Some(of) = self.task(task) else { return };
-            let elsewhere = fetch.pieces().all(|piece| another_has(of, piece, fetch.parent));
+            let elsewhere = fetch.pieces().all(|piece| another_has(of, piece, fetch.parent))
+                || fetch.parent.is_none()
+                    && fetch.pieces().all(|piece| another_may_lease(of, slot, piece));
             if let Some(number) = fetch.parent.and_then(|p| Some(of.peer(p)?.node)) {
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
                 if let Some(node) = self.nodes.get_mut(number) {
                     node.up.is_at_most(fetch.bytes.saturating_mul(1_000_000) / micros);
                 }
             }
-            if !over && !elsewhere {
+            // Where nobody else could do it, to begin again is worse than to wait.
+            let hopeless = took >= self.limits.patience * HOPELESS;
+            if !elsewhere && !hopeless || fetch.parent.is_none() && !over {
                 continue;
             }
             let fetches = self.task(task).and_then(|of| Some(&of.peer(slot)?.fetches));
@@ -81,10 +104,9 @@ impl Scheduler {
                 all.iter().position(|f| f.parent == fetch.parent && f.since == fetch.since)
             });
             if let Some(at) = at {
-                if let Some(number) =
-                    fetch.parent.and_then(|p| Some(self.task(task)?.peer(p)?.node))
-                {
-                    self.avoid(task, slot, number);
+                match fetch.parent.and_then(|p| Some(self.task(task)?.peer(p)?.node)) {
+                    Some(parent) => self.avoid(task, slot, parent, Fault::Slow),
+                    None => self.origin_failed(task, slot, Fault::Slow),
                 }
                 self.take_back(task, slot, at, Reason::Overdue);
             }
@@ -105,6 +127,22 @@ impl Scheduler {
         }
         starving.into_iter().for_each(|slot| self.feed(task, slot));
     }
+
+    /// Nodes that pick among neighbours and get nothing from them are given a piece.
+    fn help_stuck(&mut self, task: u32) {
+        let Some(of) = self.task(task).filter(|of| of.mode == Mode::Graph) else { return };
+        let patience = self.limits.sweep * STUCK;
+        let stuck = |peer: &Peer| {
+            let heard = self.nodes.get(peer.node).map_or(Now::ZERO, |node| node.last_arrival);
+            !peer.lack.is_empty() && peer.fetches.is_empty() && heard + patience < self.now
+        };
+        let slots: Vec<u32> = of.slots().filter(|(_, p)| stuck(p)).map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.feed(task, slot));
+    }
+}
+
+fn another_may_lease(of: &Task, slot: u32, piece: u32) -> bool {
+    of.slots().any(|(other, peer)| other != slot && peer.origin && peer.lack.contains(piece))
 }
 
 fn another_has(of: &Task, piece: u32, parent: Option<u32>) -> bool {

@@ -14,6 +14,7 @@ mod pull_through;
 mod quiet;
 mod read_local;
 mod running;
+mod simulated;
 mod start;
 mod transfer;
 mod warm_walk;
@@ -25,7 +26,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 11] = [
+const FIGURES: [&Figure; 17] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -37,6 +38,12 @@ const FIGURES: [&Figure; 11] = [
     &transfer::CPU,
     &transfer::RATE,
     &transfer::FAULT,
+    &simulated::EQUAL,
+    &simulated::EGRESS,
+    &simulated::ZONES,
+    &simulated::CHURN,
+    &simulated::LARGE,
+    &simulated::RATE,
 ];
 
 #[derive(Parser)]

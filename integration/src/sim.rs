@@ -1,0 +1,183 @@
+//! The real scheduler over a modelled network, in virtual time.
+//!
+//! Every node's upload serves its requests one after the other at the link's rate, and what arrives at a node shares its
+//! download one after the other; messages take their latency. One seed is one history. After every event
+//! [`skimmer_scheduler::check`] looks at what the scheduler answered.
+
+mod network;
+pub mod planner;
+pub mod random;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use skimmer_proto::{PieceSet, TaskId};
+use skimmer_scheduler::{Event, Limits, Now, Scheduler, Shape};
+
+pub use network::run;
+
+/// What is simulated: `nodes` nodes want one blob that only the origin has.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    pub nodes: u32,
+    pub shape: Shape,
+    pub zones: u32,
+    /// Of every link in each direction, the origin's included, in bytes per second.
+    pub rate: u64,
+    /// Nodes tell their rate to the scheduler.
+    pub declared: bool,
+    /// One way, between nodes and to the origin.
+    pub latency: Duration,
+    /// One way, between a node and the scheduler.
+    pub control: Duration,
+    /// The nodes begin within so long of each other.
+    pub spread: Duration,
+    /// Nodes that die while the burst lasts, and nodes that come in the meantime.
+    pub dying: u32,
+    pub joining: u32,
+    /// Of the nodes, those from number 0 on behave so.
+    pub oddities: Vec<Oddity>,
+    /// Nodes want single pieces for readers, now and then.
+    pub readers: bool,
+    /// The scheduler is watched.
+    pub checked: bool,
+    /// What the scheduler is told is kept.
+    pub recorded: bool,
+    pub limits: Limits,
+}
+
+/// How a node can behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oddity {
+    /// As it should.
+    None,
+    /// Its links have this part of the others' rate.
+    Slow(u64),
+    /// It says that it has what it hasn't.
+    Liar,
+    /// It sends wrong bytes.
+    Corrupt,
+    /// It answers nobody.
+    Stalling,
+    /// The origin refuses it.
+    Refused,
+    /// The origin breaks off every other transfer of it.
+    Unlucky,
+    /// It has everything from the start.
+    Complete,
+    /// A seed peer.
+    Seed,
+}
+
+/// How it went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// From the burst's begin until the last of the nodes that live has everything.
+    pub makespan: Duration,
+    /// The same, of the nodes that were there from the beginning.
+    pub survivors: Duration,
+    /// When each node was done, in order; nodes that died are left out.
+    pub done: Vec<Duration>,
+    /// Nodes that live and didn't get everything.
+    pub unfinished: u32,
+    /// Pieces that the origin sent.
+    pub origin_pieces: u64,
+    /// Of those, the ones that somebody took in.
+    pub origin_arrived: u64,
+    /// Pieces that went from one zone into another, the origin's not counted.
+    pub across: u64,
+    pub peer_pieces: u64,
+    /// Events that nodes sent to the scheduler.
+    pub node_events: u64,
+    /// All that it was told, if recorded.
+    pub log: Vec<(Now, Event)>,
+}
+
+impl Setup {
+    /// Equal links of 100 Mbit/s, pieces of 1 MiB, one zone, nothing goes wrong.
+    pub fn new(nodes: u32, pieces: u32) -> Self {
+        Self {
+            seed: 1,
+            nodes,
+            shape: Shape { pieces, piece_len: 1 << 20 },
+            zones: 1,
+            rate: 12_500_000,
+            declared: true,
+            latency: Duration::from_micros(250),
+            control: Duration::from_millis(1),
+            spread: Duration::from_millis(20),
+            dying: 0,
+            joining: 0,
+            oddities: Vec::new(),
+            readers: false,
+            checked: true,
+            recorded: false,
+            limits: Limits::default(),
+        }
+    }
+
+    /// How long one piece takes on one link.
+    pub fn piece_time(&self) -> Duration {
+        time(self.shape.piece_len, self.rate)
+    }
+
+    /// The least makespan that is possible: (F/u)(1 + ⌊log₂N⌋/M).
+    pub fn ideal(&self) -> Duration {
+        self.piece_time() * (self.shape.pieces + self.nodes.max(1).ilog2())
+    }
+
+    pub fn task(&self) -> TaskId {
+        TaskId::from_bytes([7; 32])
+    }
+
+    fn all(&self) -> PieceSet {
+        PieceSet::all(self.shape.pieces)
+    }
+}
+
+impl Outcome {
+    /// The makespan in parts of the least possible.
+    pub fn ratio(&self, setup: &Setup) -> f64 {
+        self.makespan.as_secs_f64() / setup.ideal().as_secs_f64()
+    }
+
+    /// The same for the nodes that were there from the beginning.
+    pub fn survivors_ratio(&self, setup: &Setup) -> f64 {
+        self.survivors.as_secs_f64() / setup.ideal().as_secs_f64()
+    }
+
+    /// What the origin sent, in blobs.
+    pub fn egress(&self, setup: &Setup) -> f64 {
+        self.origin_pieces as f64 / f64::from(setup.shape.pieces)
+    }
+
+    /// What went between zones, in blobs.
+    pub fn copies_across(&self, setup: &Setup) -> f64 {
+        self.across as f64 / f64::from(setup.shape.pieces)
+    }
+}
+
+/// The processor time that a scheduler takes for what another was told.
+pub fn replay(limits: &Limits, log: Vec<(Now, Event)>) -> anyhow::Result<Duration> {
+    let mut scheduler = Scheduler::new(limits.clone());
+    let start = processor_time()?;
+    for (now, event) in log {
+        std::hint::black_box(scheduler.apply(now, event));
+    }
+    Ok(processor_time()?.saturating_sub(start))
+}
+
+/// Of this thread: the first field of `/proc/thread-self/schedstat`, in nanoseconds.
+fn processor_time() -> anyhow::Result<Duration> {
+    let path = "/proc/thread-self/schedstat";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let first = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+    first.map(Duration::from_nanos).with_context(|| format!("{path} holds {text:?}"))
+}
+
+/// How long `bytes` take at `rate` bytes per second.
+fn time(bytes: u64, rate: u64) -> Duration {
+    Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate.max(1))
+}
