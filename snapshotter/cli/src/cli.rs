@@ -71,6 +71,9 @@ pub enum Command {
         #[arg(long, short)]
         namespace: Option<String>,
     },
+    /// Show the other nodes that this one exchanges pieces with
+    #[command(after_help = "Examples:\n  skimmer peers\n  skimmer peers --output json")]
+    Peers,
     /// Pull an image into containerd lazily: it can run before its bytes are here
     #[command(after_help = "Examples:\n  skimmer pull docker.io/library/python:3.13\n  \
                             skimmer pull --namespace k8s.io --platform linux/arm64 registry.example.com/app:v1")]

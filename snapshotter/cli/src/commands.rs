@@ -4,6 +4,7 @@ mod control;
 mod doctor;
 mod images;
 mod index;
+mod peers;
 mod pull;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Images { namespace } => images::images(&global, namespace).await,
         Command::Status { image, namespace } => images::status(&global, image, namespace).await,
+        Command::Peers => peers::peers(&global).await,
         Command::Pull { reference, namespace, platform, snapshotter } => {
             pull::pull(&global, reference, namespace, platform, snapshotter).await
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry as Metrics;
-use skimmer_cache::Cache;
+use skimmer_cache::{Cache, PieceSource, Sources};
 use skimmer_layers::{FuseConfig, Layers};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::Registry;
@@ -24,6 +24,7 @@ use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::node::Node;
+use crate::swarm;
 
 /// How long requests under way may take once the daemon has been told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -54,12 +55,16 @@ impl App {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
         let registry = registry(config);
-        let cache = cache(config, &registry, &mut metrics)?;
+        let prepared = swarm::prepare(config, &registry, &mut metrics)?;
+        let pieces = prepared.as_ref().map(|p| Arc::new(p.swarm.clone()) as Arc<dyn PieceSource>);
+        let sources = Sources { pieces, ranges: Arc::new(registry.clone()) };
+        let cache = cache(config, sources, &mut metrics)?;
         let layers = layers(config, cache.clone(), &store, &mut metrics)?;
+        let swarm = prepared.map(|prepared| prepared.start(&cache, &layers));
         let containerd =
             Arc::new(Containerd::new(&config.containerd.address, &config.snapshots.address));
         let snapshotter = snapshotter(config, &store, &layers, &cache, &containerd, &mut metrics)?;
-        let node = Node { containerd, layers, registry };
+        let node = Node { containerd, layers, registry, swarm };
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();
         Ok(Self { metrics_address, listener, snapshotter, node, health, store, cache })
@@ -115,7 +120,7 @@ fn registry(config: &Config) -> Registry {
     })
 }
 
-fn cache(config: &Config, registry: &Registry, metrics: &mut Metrics) -> anyhow::Result<Cache> {
+fn cache(config: &Config, sources: Sources, metrics: &mut Metrics) -> anyhow::Result<Cache> {
     let quota = config.cache.quota_bytes;
     let settings = skimmer_cache::Config {
         quota_bytes: (quota > 0).then_some(quota),
@@ -123,7 +128,7 @@ fn cache(config: &Config, registry: &Registry, metrics: &mut Metrics) -> anyhow:
         connections_per_blob: config.fetch.connections,
         ..skimmer_cache::Config::new(config.root.join("cache"))
     };
-    Ok(Cache::open(settings, skimmer_cache::Sources::only(Arc::new(registry.clone())), metrics)?)
+    Ok(Cache::open(settings, sources, metrics)?)
 }
 
 fn layers(

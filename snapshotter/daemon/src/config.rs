@@ -17,6 +17,10 @@ pub struct Config {
     pub snapshots: Snapshots,
     pub containerd: Containerd,
     pub registry: Registry,
+    pub control_plane: ControlPlane,
+    pub node: Node,
+    pub identity: Identity,
+    pub swarm: Swarm,
     pub cache: Cache,
     pub index: Index,
     pub fetch: Fetch,
@@ -51,6 +55,41 @@ pub struct Registry {
     pub config_path: PathBuf,
     /// Docker's `config.json`.
     pub docker_config: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ControlPlane {
+    /// The manager's `host:port`; empty: this node stands alone.
+    pub address: String,
+    /// Holds the join token.
+    pub token_file: PathBuf,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Where the node is, for the scheduler: traffic between zones is spared.
+    pub zone: String,
+    /// For people; empty: the host's name.
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Identity {
+    /// How long after their end certificates are accepted while the control plane is away.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Swarm {
+    /// A multiaddr.
+    pub listen: String,
+    /// 0: as much as the network takes.
+    pub upload_bytes_per_second: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +170,10 @@ impl Default for Config {
             snapshots: Snapshots::default(),
             containerd: Containerd::default(),
             registry: Registry::default(),
+            control_plane: ControlPlane::default(),
+            node: Node::default(),
+            identity: Identity::default(),
+            swarm: Swarm::default(),
             cache: Cache::default(),
             index: Index::default(),
             fetch: Fetch::default(),
@@ -161,6 +204,24 @@ impl Default for Registry {
             config_path: "/etc/containerd/certs.d".into(),
             docker_config: "/root/.docker/config.json".into(),
         }
+    }
+}
+
+impl Default for ControlPlane {
+    fn default() -> Self {
+        Self { address: String::new(), token_file: "/etc/skimmer/token".into() }
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(24 * 3600) }
+    }
+}
+
+impl Default for Swarm {
+    fn default() -> Self {
+        Self { listen: "/ip4/0.0.0.0/tcp/4001".into(), upload_bytes_per_second: 0 }
     }
 }
 

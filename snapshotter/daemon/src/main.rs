@@ -3,6 +3,7 @@
 mod app;
 mod config;
 mod node;
+mod swarm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -16,13 +16,14 @@ use skimmer_layers::Layers;
 use skimmer_proto::node::node_server;
 use skimmer_proto::node::{
     BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest,
-    ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, Progress, PullRequest,
-    ShowIndexRequest, ShowIndexResponse,
+    ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, PeersRequest, PeersResponse,
+    Progress, PullRequest, ShowIndexRequest, ShowIndexResponse,
 };
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::{Platform, Registry};
 use skimmer_snapshots::identify::Containerd;
 use skimmer_snapshots::install::{Target, install};
+use skimmer_swarm::Swarm;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -38,6 +39,8 @@ pub struct Node {
     pub containerd: Arc<Containerd>,
     pub layers: Layers,
     pub registry: Registry,
+    /// `None` where the node stands alone.
+    pub swarm: Option<Swarm>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -154,6 +157,11 @@ impl node_server::Node for Node {
         let layer = self.layers.import(bundle).await;
         let layer = layer.map_err(|error| convert::bundle_status(&error))?;
         Ok(Response::new(ImportIndexResponse { layer: layer.to_string() }))
+    }
+
+    async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersResponse>, Status> {
+        let status = self.swarm.as_ref().map(Swarm::status);
+        Ok(Response::new(status.map(convert::peers).unwrap_or_default()))
     }
 
     async fn check(

@@ -194,6 +194,10 @@ impl Layer {
         self.opened().is_some_and(|open| open.toc.is_some())
     }
 
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(crate) fn opened(&self) -> Option<Arc<Open>> {
         self.core().open.clone()
     }
@@ -281,7 +285,10 @@ impl Layer {
             .await
             .unwrap_or(Err(Cause::Interrupted));
         let found = match found {
-            Ok(None) => Ok(self.open_by_toc().await),
+            Ok(None) => Ok(match self.open_by_others().await {
+                Some(open) => Some(open),
+                None => self.open_by_toc().await,
+            }),
             found => found,
         };
         // The pull-through takes its own turn.
@@ -298,7 +305,10 @@ impl Layer {
         let Ok(_turn) = self.shared.pulls.acquire().await else { return };
         let _writer = self.shared.writer(spec.blob.digest).await;
         match Open::pull(&self.shared, &spec, Class::PullThrough).await {
-            Ok((open, _)) => self.ready_with(open),
+            Ok((open, _)) => {
+                self.publish(open.fill.blob().table());
+                self.ready_with(open);
+            }
             Err(cause) => {
                 self.shared.metrics.failed_pulls.inc();
                 self.fail(cause);

@@ -5,11 +5,11 @@
 //! [`Layers::release`].
 
 mod batch;
-mod bundle;
+pub(crate) mod bundle;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::fill::Decoders;
 use crate::fuse::buffers::Buffers;
 use crate::fuse::device::bound_idle_memory;
+use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
 use crate::mount::{self, Mounts, error_chain};
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     started: Instant,
     proved: Table,
     wrong_tocs: Table,
+    /// Where indexes are shared with other nodes, if they are.
+    pub indexes: OnceLock<Arc<dyn Indexes>>,
     layers: Mutex<BTreeMap<Key, Arc<Layer>>>,
     /// Held by whoever builds or loads a blob's index.
     writers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -99,6 +102,7 @@ impl Layers {
             started: Instant::now(),
             proved: store.table(PROVED),
             wrong_tocs: store.table(WRONG_TOCS),
+            indexes: OnceLock::new(),
             layers: Mutex::default(),
             writers: Mutex::default(),
             config,

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod fill;
 pub mod fuse;
+pub mod indexes;
 pub mod layer;
 pub mod layers;
 mod metrics;
@@ -12,6 +13,7 @@ mod sparse;
 pub mod state;
 
 pub use config::{Config, FuseConfig};
+pub use indexes::Indexes;
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
 pub use layers::{BundleError, Layers, Mode, Shown, Status};
 pub use mount::error_chain;

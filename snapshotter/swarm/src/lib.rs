@@ -1,4 +1,10 @@
 //! Pieces from and to other nodes, as the scheduler directs.
 
+mod control;
+pub mod member;
 pub mod plan;
+pub mod swarm;
 pub mod transport;
+
+pub use member::Member;
+pub use swarm::{Rights, Swarm};

@@ -169,6 +169,29 @@ fn described(status: LayerStatus) -> node::Layer {
     }
 }
 
+pub fn peers(status: skimmer_swarm::swarm::Status) -> node::PeersResponse {
+    let peers = status.peers.into_iter().map(|peer| {
+        let link = peer.link;
+        let round_trip =
+            link.rtt.map_or(0, |rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+        node::Peer {
+            id: link.peer.to_string(),
+            zone: link.membership.zone,
+            role: link.membership.role.name().to_owned(),
+            addresses: link.addresses,
+            sent_bytes: link.sent,
+            received_bytes: link.received,
+            round_trip_us: round_trip,
+        }
+    });
+    node::PeersResponse {
+        peers: peers.collect(),
+        peer: status.peer.to_string(),
+        cluster: status.cluster,
+        scheduler: status.scheduler,
+    }
+}
+
 pub fn shown(layer: Digest, shown: &Shown) -> ShowIndexResponse {
     let compression = match shown.index.compression {
         Compression::Stored => "none",

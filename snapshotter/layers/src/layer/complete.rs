@@ -69,11 +69,19 @@ impl Layer {
         let verified = tokio::task::spawn_blocking(move || this.verify(&verified)).await;
         match verified.unwrap_or(Err(Cause::Interrupted)) {
             Ok(()) => {
+                if !open.is_proved() {
+                    self.publish(open.fill.blob().table());
+                }
                 self.apply(Event::Completed, None);
                 self.read_far_ahead();
                 Ok(())
             }
-            Err(cause @ Cause::Verify { .. }) => Err(self.purge(&open, cause).await),
+            Err(cause @ Cause::Verify { .. }) => {
+                if let Some(indexes) = self.shared.indexes.get() {
+                    indexes.mismatch(&self.spec().blob);
+                }
+                Err(self.purge(&open, cause).await)
+            }
             Err(cause) => Err(self.failure(cause)),
         }
     }
@@ -140,7 +148,7 @@ impl Layer {
     }
 
     /// Forgets a layer whose index, piece table or TOC was wrong.
-    pub(super) async fn purge(self: &Arc<Self>, open: &Open, cause: Cause) -> Failure {
+    pub(crate) async fn purge(self: &Arc<Self>, open: &Open, cause: Cause) -> Failure {
         open.purge(&self.shared).await;
         self.expose(cause)
     }

@@ -42,6 +42,8 @@ pub enum Cause {
     Mount { source: mount::Error },
     #[error("map its inodes into memory")]
     Map { source: io::Error },
+    #[error("the control plane says that the index by which it was mounted is a lie")]
+    Disowned,
     #[error("it was released meanwhile")]
     Released,
     #[error("work on it was interrupted")]

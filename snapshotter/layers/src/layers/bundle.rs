@@ -119,7 +119,7 @@ fn split(bundle: &[u8]) -> Result<(PieceTable, Vec<u8>), Error> {
 }
 
 /// Checks everything that can be checked without the blob.
-fn decode(table: PieceTable, encoded: Vec<u8>) -> Result<Shown, Error> {
+pub fn decode(table: PieceTable, encoded: Vec<u8>) -> Result<Shown, Error> {
     let (layer, actual) = (table.blob, Digest::of(&encoded));
     if actual != table.index {
         return Err(Error::Index { expected: table.index, actual });

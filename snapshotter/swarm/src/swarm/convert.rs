@@ -1,0 +1,106 @@
+//! Messages of the scheduler stream ⇄ the planner's events and reports.
+
+use std::collections::HashMap;
+
+use skimmer_cache::Class;
+use skimmer_identity::PeerId;
+use skimmer_proto::control as wire;
+use skimmer_proto::control::node_message::Message;
+use skimmer_proto::control::{
+    Announce, Announced, Arrived, Failed, Hello, NodeMessage, Pieces, Want, Withdraw,
+};
+use skimmer_proto::{PieceSet, Scope, TaskId};
+
+use super::Settings;
+use super::tasks::Task;
+use crate::plan::{Fault, Report};
+
+pub const fn message(message: Message) -> NodeMessage {
+    NodeMessage { message: Some(message) }
+}
+
+pub fn hello(settings: &Settings, addresses: Vec<String>) -> NodeMessage {
+    message(Message::Hello(Hello {
+        addresses,
+        upload_bytes_per_second: settings.upload,
+        download_bytes_per_second: settings.download,
+    }))
+}
+
+pub fn announce(task: &Task, pieces: &PieceSet) -> NodeMessage {
+    let pieces = Some(runs(pieces));
+    message(Message::Announce(Announce { task: Some(wire_task(task)), pieces }))
+}
+
+pub const fn announced() -> NodeMessage {
+    message(Message::Announced(Announced {}))
+}
+
+/// `None` for a task that isn't known any more.
+pub fn report(tasks: &HashMap<TaskId, Task>, report: Report) -> Option<NodeMessage> {
+    Some(message(match report {
+        Report::Want { task, pieces, class, origin, .. } => Message::Want(Want {
+            task: Some(wire_task(tasks.get(&task)?)),
+            pieces: Some(runs(&pieces)),
+            class: match class {
+                Class::Fault => wire::Class::Fault,
+                Class::PullThrough => wire::Class::PullThrough,
+                Class::Background => wire::Class::Background,
+            }
+            .into(),
+            origin,
+        }),
+        Report::Arrived { task, pieces } => {
+            Message::Arrived(Arrived { task: bytes(&task), pieces: Some(runs(&pieces)) })
+        }
+        Report::Failed { task, pieces, parent, fault } => Message::Failed(Failed {
+            task: bytes(&task),
+            pieces: Some(runs(&pieces)),
+            parent: parent
+                .map(|peer| PeerId::from_public_key(peer.0).to_bytes().to_vec())
+                .unwrap_or_default(),
+            fault: match fault {
+                Fault::Gone => wire::Fault::Gone,
+                Fault::Slow => wire::Fault::Slow,
+                Fault::Absent => wire::Fault::Absent,
+                Fault::Corrupt => wire::Fault::Corrupt,
+                Fault::Refused => wire::Fault::Refused,
+            }
+            .into(),
+            detail: String::new(),
+        }),
+        Report::Withdraw { task } => Message::Withdraw(Withdraw { task: bytes(&task) }),
+    }))
+}
+
+pub fn wire_task(task: &Task) -> wire::Task {
+    wire::Task {
+        digest: task.blob.digest.as_bytes().to_vec(),
+        len: task.blob.len,
+        scope: task.scope.name().to_owned(),
+    }
+}
+
+/// The id of a task as the scheduler names it.
+pub fn task_id(bytes: &[u8]) -> Option<TaskId> {
+    TaskId::from_slice(bytes)
+}
+
+/// A task in full: its blob's digest and length, its scope.
+pub fn task(task: Option<wire::Task>) -> Option<(skimmer_proto::Digest, u64, Scope)> {
+    let task = task?;
+    let digest = skimmer_proto::Digest::from_bytes(task.digest.try_into().ok()?);
+    Some((digest, task.len, Scope::from_name(&task.scope)))
+}
+
+pub fn pieces(pieces: Option<Pieces>) -> Option<PieceSet> {
+    PieceSet::from_wire(&pieces?.runs).ok()
+}
+
+fn runs(pieces: &PieceSet) -> Pieces {
+    Pieces { runs: pieces.to_wire() }
+}
+
+fn bytes(task: &TaskId) -> Vec<u8> {
+    task.as_bytes().to_vec()
+}

@@ -1,0 +1,242 @@
+//! Layer indexes by way of the swarm: signed records at the scheduler, the objects from peers.
+//!
+//! A record is believed if a seed peer signed it, or two distinct nodes signed the same table.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skimmer_cache::BlobRef;
+use skimmer_identity::{PeerId, Role, statement};
+use skimmer_proto::control::node_message::Message;
+use skimmer_proto::control::{self as wire, NodeMessage};
+use skimmer_proto::{Digest, PieceTable, Scope, TaskId};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::rights::Standing;
+use super::{Inner, Swarm, convert, unix_now};
+use crate::transport::{Call, Kind, Reply};
+
+/// The scheduler and the holders get so long, together, before a layer is pulled through instead.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The scheduler alone.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Nodes that must have said the same where none is a seed peer.
+const WITNESSES: usize = 2;
+
+/// Called with a blob and its table's digest when both have been found to be lies.
+pub type OnPurge = Box<dyn Fn(Digest, Digest) + Send + Sync>;
+
+/// What was asked of the scheduler, and what was said to it.
+#[derive(Default)]
+pub struct Found {
+    waits: Mutex<HashMap<TaskId, Vec<oneshot::Sender<wire::Found>>>>,
+    /// What this node vouches for, by blob.
+    published: Mutex<BTreeMap<Digest, (wire::Task, wire::IndexRecord)>>,
+    /// Who vouched for what this node believed.
+    believed: Mutex<HashMap<Digest, (Digest, BTreeSet<PeerId>)>>,
+    on_purge: OnceLock<OnPurge>,
+}
+
+/// A table and an index that belong together.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    pub table: PieceTable,
+    /// Encoded.
+    pub index: Vec<u8>,
+}
+
+impl Swarm {
+    /// A trusted index of the blob, if the swarm has one.
+    pub async fn find_index(&self, blob: &BlobRef) -> Option<Objects> {
+        let inner = &self.inner;
+        if inner.state().outbox.is_none() || inner.is_distrusted(blob.digest) {
+            return None;
+        }
+        timeout(PATIENCE, inner.find_index(blob)).await.ok().flatten()
+    }
+
+    /// This node has read the whole blob, and it decodes as `table` says.
+    pub async fn publish_index(&self, blob: &BlobRef, table: &PieceTable) {
+        let inner = &self.inner;
+        let Some(joined) = inner.joined() else { return };
+        let Standing { scope, proved } = inner.standing(blob).await;
+        if !proved {
+            return;
+        }
+        let credentials = &joined.member.credentials;
+        let digest = Digest::of(&table.encode());
+        let certificate = credentials.certificate();
+        let record = statement::sign_index(credentials.key(), &certificate, &blob.digest, &digest);
+        let task = wire_task(blob, &scope);
+        let kept = (task.clone(), record.clone());
+        lock(&inner.indexes.published).insert(blob.digest, kept);
+        inner.tell(publish(task, record));
+    }
+
+    /// What the swarm said of the blob has turned out wrong.
+    pub fn accuse(&self, blob: Digest, scope_of: &BlobRef) {
+        let (swarm, scope_of) = (self.clone(), scope_of.clone());
+        self.inner.runtime.spawn(async move {
+            let inner = &swarm.inner;
+            let Some((table, signers)) = lock(&inner.indexes.believed).remove(&blob) else {
+                return;
+            };
+            let standing = inner.standing(&scope_of).await;
+            let task = TaskId::of(&standing.scope, &blob);
+            for signer in signers {
+                tracing::error!(peer = %signer, %blob, "a node vouched for an index that is wrong");
+                let failed = wire::Failed {
+                    task: task.as_bytes().to_vec(),
+                    pieces: None,
+                    parent: signer.to_bytes().to_vec(),
+                    fault: wire::Fault::Corrupt.into(),
+                    detail: format!("index {table}"),
+                };
+                let message = Message::Failed(failed);
+                inner.tell(NodeMessage { message: Some(message) });
+            }
+        });
+    }
+
+    /// What is done when the control plane says that an index is a lie. Set once.
+    pub fn on_purge(&self, purge: OnPurge) {
+        // The first one stays.
+        let _ = self.inner.indexes.on_purge.set(purge);
+    }
+}
+
+impl Inner {
+    fn tell(&self, message: NodeMessage) {
+        self.state().tell(message);
+    }
+
+    /// A new stream: what this node vouches for is said again, what it waits for asked again.
+    pub(super) fn find_again(&self) {
+        let published: Vec<_> = lock(&self.indexes.published).values().cloned().collect();
+        for (task, record) in published {
+            self.tell(publish(task, record));
+        }
+        // Whoever waits has a deadline, and pulls through after it.
+        lock(&self.indexes.waits).clear();
+    }
+
+    pub(super) fn found(&self, found: wire::Found) {
+        let Some(task) = convert::task_id(&found.task) else { return };
+        for wait in lock(&self.indexes.waits).remove(&task).unwrap_or_default() {
+            // It may have given up.
+            let _ = wait.send(found.clone());
+        }
+    }
+
+    async fn find_index(&self, blob: &BlobRef) -> Option<Objects> {
+        let Standing { scope, .. } = self.standing(blob).await;
+        let task = TaskId::of(&scope, &blob.digest);
+        let (sender, answer) = oneshot::channel();
+        lock(&self.indexes.waits).entry(task).or_default().push(sender);
+        let find = wire::Find { task: Some(wire_task(blob, &scope)) };
+        self.tell(NodeMessage { message: Some(Message::Find(find)) });
+        let found = timeout(ANSWER, answer).await.ok()?.ok()?;
+        let (table, signers) = self.believable(blob, &found.records)?;
+        for holder in &found.holders {
+            let Some(peer) = self.meet(holder) else { continue };
+            match self.get_objects(&peer, blob, &scope, table).await {
+                Some(objects) => {
+                    lock(&self.indexes.believed).insert(blob.digest, (table, signers));
+                    return Some(objects);
+                }
+                None => tracing::debug!(%peer, blob = %blob.digest, "no index from there"),
+            }
+        }
+        None
+    }
+
+    /// The digest of the table to believe, and who signed it.
+    pub(super) fn believable(
+        &self,
+        blob: &BlobRef,
+        records: &[wire::IndexRecord],
+    ) -> Option<(Digest, BTreeSet<PeerId>)> {
+        let trust = Arc::clone(&self.joined()?.member.trust);
+        let mut by_table: BTreeMap<Digest, (bool, BTreeSet<PeerId>)> = BTreeMap::new();
+        for record in records {
+            match statement::check_index(record, &trust, unix_now()) {
+                Ok(checked) if checked.blob == blob.digest => {
+                    let (seed, signers) = by_table.entry(checked.table).or_default();
+                    *seed |= checked.signer.role == Role::Seed;
+                    signers.insert(checked.signer.peer);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::info!(blob = %blob.digest, error, "an index record isn't believed");
+                }
+            }
+        }
+        let enough = |(_, (seed, signers)): &(Digest, (bool, BTreeSet<PeerId>))| {
+            *seed || signers.len() >= WITNESSES
+        };
+        let best = by_table
+            .into_iter()
+            .filter(enough)
+            .max_by_key(|(table, (seed, signers))| (*seed, signers.len(), *table));
+        best.map(|(table, (_, signers))| (table, signers))
+    }
+
+    async fn get_objects(
+        &self,
+        peer: &PeerId,
+        blob: &BlobRef,
+        scope: &Scope,
+        table: Digest,
+    ) -> Option<Objects> {
+        let joined = self.joined()?;
+        joined.transport.connect(peer, &self.addresses(peer)).await.ok()?;
+        if *scope != Scope::Public && self.shown.is_new(peer, scope) {
+            let grant = self.grant(scope).await?;
+            joined.transport.call(peer, Call::ShowGrant(grant)).await.ok()?;
+            self.shown.note(peer, scope);
+        }
+        let get = async |kind, object| -> Option<Bytes> {
+            let call = Call::Get { scope: scope.clone(), blob: blob.digest, kind, object };
+            match joined.transport.call(peer, call).await {
+                Ok(Reply::Object(bytes)) => Some(bytes),
+                _ => None,
+            }
+        };
+        let table = PieceTable::decode(&get(Kind::PieceTable, table).await?).ok()?;
+        if table.blob != blob.digest || table.geometry.blob_len() != blob.len {
+            return None;
+        }
+        let index = get(Kind::LayerIndex, table.index).await?.to_vec();
+        Some(Objects { table, index })
+    }
+
+    /// The control plane says that a record is a lie.
+    pub(super) fn purge(&self, purge: wire::Purge) {
+        let table = purge.table.try_into().map(Digest::from_bytes).ok();
+        let Some(((blob, ..), table)) = convert::task(purge.task).zip(table) else { return };
+        tracing::warn!(%blob, reason = purge.reason, "the control plane purges an index");
+        lock(&self.indexes.believed).remove(&blob);
+        if let Some(act) = self.indexes.on_purge.get() {
+            act(blob, table);
+        }
+    }
+}
+
+fn publish(task: wire::Task, record: wire::IndexRecord) -> NodeMessage {
+    let publish = wire::Publish { task: Some(task), record: Some(record) };
+    NodeMessage { message: Some(Message::Publish(publish)) }
+}
+
+fn wire_task(blob: &BlobRef, scope: &Scope) -> wire::Task {
+    let digest = blob.digest.as_bytes().to_vec();
+    wire::Task { digest, len: blob.len, scope: scope.name().to_owned() }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

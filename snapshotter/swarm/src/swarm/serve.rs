@@ -1,0 +1,241 @@
+//! What this node gives to others: pieces that it vouches for, have-maps, indexes; to those who may
+//! have them.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use skimmer_cache::{Blob, Cache, Held as HeldBlob};
+use skimmer_identity::{Membership, PeerId, SignedValue};
+use skimmer_proto::piece_table::piece_value;
+use skimmer_proto::{Digest, PieceTable, Scope, TaskId};
+use tokio::task::spawn_blocking;
+
+use super::{Inner, unix_now};
+use crate::plan::{Event, Peer};
+use crate::transport::{Call, Held, Kind, PieceReader, Reason, Refusal, Reply, Request, Serve};
+
+/// Grants remembered, over all peers.
+const GRANTS: usize = 65_536;
+
+/// Grants that were shown, either way.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// By peers to this node: until when, Unix seconds.
+    theirs: Mutex<HashMap<(PeerId, Scope), i64>>,
+    /// By this node to peers that it is linked with.
+    ours: Mutex<HashSet<(PeerId, Scope)>>,
+}
+
+impl Shown {
+    pub fn is_new(&self, peer: &PeerId, scope: &Scope) -> bool {
+        let ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        !ours.contains(&(*peer, scope.clone()))
+    }
+
+    pub fn note(&self, peer: &PeerId, scope: &Scope) {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner).insert((*peer, scope.clone()));
+    }
+
+    /// The link is gone: the peer may have forgotten what it was shown.
+    pub fn forget(&self, peer: &PeerId) {
+        let mut ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        ours.retain(|(other, _)| other != peer);
+    }
+
+    fn take(&self, peer: PeerId, scope: Scope, expires: i64) {
+        let mut theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        if theirs.len() >= GRANTS {
+            let now = unix_now();
+            theirs.retain(|_, until| *until >= now);
+        }
+        if theirs.len() < GRANTS {
+            theirs.insert((peer, scope), expires);
+        }
+    }
+
+    fn covers(&self, peer: &PeerId, scope: &Scope) -> bool {
+        let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        theirs.get(&(*peer, scope.clone())).is_some_and(|until| *until >= unix_now())
+    }
+}
+
+/// This node to its peers.
+pub struct Server {
+    inner: Weak<Inner>,
+}
+
+impl Server {
+    pub fn of(inner: &Arc<Inner>) -> Self {
+        Self { inner: Arc::downgrade(inner) }
+    }
+
+    fn inner(&self) -> Result<Arc<Inner>, Refusal> {
+        let stopping = || Refusal::new(Reason::Busy, "the node is stopping");
+        self.inner.upgrade().ok_or_else(stopping)
+    }
+}
+
+#[async_trait]
+impl Serve for Server {
+    async fn open(
+        &self,
+        from: &Membership,
+        request: &Request,
+    ) -> Result<Box<dyn PieceReader>, Refusal> {
+        let inner = self.inner()?;
+        let held = inner.readable(from, &request.scope, request.blob).await?;
+        if held.blob.len() != request.len {
+            return Err(Refusal::new(Reason::Invalid, "the blob has another length"));
+        }
+        let (task, table) = (request.task(), held.table);
+        Ok(Box::new(Reader { inner, task, blob: held.blob, table }))
+    }
+
+    async fn call(&self, from: &Membership, call: Call) -> Result<Reply, Refusal> {
+        let inner = self.inner()?;
+        match call {
+            Call::Haves { task, pieces } => {
+                let peer = Peer(*from.peer.public_key());
+                inner.handle(Event::Has { task, peer, pieces, active: true });
+                let state = inner.state();
+                let known = state.tasks.get(&task);
+                Ok(Reply::Haves(known.map(|task| task.have.clone()).unwrap_or_default()))
+            }
+            Call::Get { scope, blob, kind, object } => {
+                inner.readable(from, &scope, blob).await?;
+                inner.object(blob, kind, object).await.map(Reply::Object)
+            }
+            Call::ShowGrant(grant) => {
+                let trust = inner.joined().map(|joined| Arc::clone(&joined.member.trust));
+                let grant = trust.map(|t| t.check_grant(&from.cluster, &grant, unix_now()));
+                match grant {
+                    Some(Ok(grant)) if grant.peer == from.peer => {
+                        inner.shown.take(grant.peer, grant.scope, grant.expires_unix);
+                        Ok(Reply::Done)
+                    }
+                    Some(Err(error)) => Err(Refusal::new(Reason::Rights, error.to_string())),
+                    _ => Err(Refusal::new(Reason::Rights, "the grant is another node's")),
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// A blob that this node has and that `from` may read in `scope`.
+    async fn readable(
+        self: &Arc<Self>,
+        from: &Membership,
+        scope: &Scope,
+        blob: Digest,
+    ) -> Result<HeldBlob, Refusal> {
+        if *scope != Scope::Public && !self.shown.covers(&from.peer, scope) {
+            return Err(Refusal::new(Reason::Rights, "no grant for the repository was shown"));
+        }
+        let absent = || Refusal::new(Reason::Absent, "");
+        let cache = self.cache().ok_or_else(absent)?;
+        let held = self.held(cache, blob).await.ok_or_else(absent)?;
+        let task = TaskId::of(scope, &blob);
+        let proved = self.state().tasks.get(&task).is_some_and(|task| task.proved);
+        let (known, wanted) = (Arc::clone(&held.blob), scope.clone());
+        let stored = move || known.scopes().contains(&wanted);
+        // Another scope's bytes are as good as none.
+        if proved || spawn_blocking(stored).await.unwrap_or(false) {
+            Ok(held)
+        } else {
+            Err(absent())
+        }
+    }
+
+    /// The blob with the table that vouches for its pieces, if there is one.
+    pub(super) async fn held(&self, cache: Cache, blob: Digest) -> Option<HeldBlob> {
+        let found = spawn_blocking(move || cache.held(blob)).await;
+        match found {
+            Ok(Ok(held)) => held,
+            Ok(Err(error)) => {
+                tracing::info!(error = &error as &dyn std::error::Error, "blob not served");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// A piece table or an index by its digest.
+    async fn object(&self, blob: Digest, kind: Kind, object: Digest) -> Result<Bytes, Refusal> {
+        let absent = || Refusal::new(Reason::Absent, "");
+        let cache = self.cache().ok_or_else(absent)?;
+        let read = move || {
+            let objects = cache.layer(blob).ok()?.load().ok()??;
+            let bytes = match kind {
+                Kind::PieceTable => objects.table.encode(),
+                Kind::LayerIndex => objects.index,
+                Kind::Document => return None,
+            };
+            (Digest::of(&bytes) == object).then(|| Bytes::from(bytes))
+        };
+        spawn_blocking(read).await.ok().flatten().ok_or_else(absent)
+    }
+}
+
+/// The blob may be served in these scopes from now on, also after a restart.
+pub fn allow(inner: &Inner, blob: &Arc<Blob>, scopes: Vec<Scope>) {
+    let blob = Arc::clone(blob);
+    inner.runtime.spawn_blocking(move || {
+        for scope in scopes {
+            if let Err(error) = blob.allow(&scope) {
+                tracing::warn!(blob = %blob.digest(), %error, "after a restart the blob will not be served");
+            }
+        }
+    });
+}
+
+/// The pieces of one request.
+struct Reader {
+    inner: Arc<Inner>,
+    task: TaskId,
+    blob: Arc<Blob>,
+    table: Option<Arc<PieceTable>>,
+}
+
+impl PieceReader for Reader {
+    fn find(&mut self, piece: u32) -> io::Result<Held> {
+        if !self.blob.has(piece, self.table.as_deref()) {
+            return Ok(Held::Absent);
+        }
+        if let Some(value) = self.table.as_ref().and_then(|table| table.value(piece)) {
+            return Ok(Held::Here(self.sign(piece, *value)));
+        }
+        let (signed, own) = {
+            let state = self.inner.state();
+            let task = state.tasks.get(&self.task);
+            let signed = task.and_then(|task| task.values.get(&piece).cloned());
+            (signed, task.is_some_and(|task| task.own.contains(piece)))
+        };
+        if signed.is_some() || !own {
+            return Ok(signed.map_or(Held::Absent, |signed| Held::Here(Some(signed))));
+        }
+        let Some(bytes) = self.blob.read_piece(piece)? else { return Ok(Held::Absent) };
+        let signed = self.sign(piece, piece_value(self.blob.geometry(), piece, &bytes));
+        if let (Some(signed), Some(task)) =
+            (signed.clone(), self.inner.state().tasks.get_mut(&self.task))
+        {
+            task.vouch(signed);
+        }
+        Ok(Held::Here(signed))
+    }
+
+    fn read(&mut self, piece: u32, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.blob.read_at(buffer, self.blob.geometry().span(piece).start + offset)?;
+        self.inner.metrics.served.inc_by(buffer.len() as u64);
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn sign(&self, piece: u32, value: [u8; 32]) -> Option<SignedValue> {
+        self.inner.joined().map(|joined| joined.sign(self.task, piece, value))
+    }
+}
