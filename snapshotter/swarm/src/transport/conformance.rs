@@ -1,4 +1,6 @@
 //! What every transport does; the twin and the real one pass the same suite.
+//!
+//! Long: one suite, with every way of being a bad server that it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
