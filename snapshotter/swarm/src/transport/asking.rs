@@ -24,11 +24,9 @@ use super::{Arrival, Call, Error, Flow, Incoming, Reply, Request};
 /// Requests and calls under way on a stream.
 pub const MAX_FLIGHTS: usize = 256;
 
-/// Bytes that are read from disk, shaped, written, and read from the network at a time.
-pub const SLICE: usize = 256 << 10;
-
-/// How long a slice may take on its way.
-pub const SLICE_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes that are shaped and sent, or received, at a time, and how long they may take.
+pub const TURN: usize = 256 << 10;
+pub const TURN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Bytes of pieces and objects that went over a peer's connections.
 #[derive(Default)]
@@ -281,10 +279,10 @@ async fn listen(mut stream: impl AsyncRead + Unpin, shared: &Shared) -> Broken {
     }
 }
 
-/// Fills `buffer`, slice by slice, each in time.
+/// Fills `buffer`, part by part, each in time.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> Result<(), Broken> {
-    for slice in buffer.chunks_mut(SLICE) {
-        let read = timeout(SLICE_DEADLINE, stream.read_exact(slice)).await;
+    for part in buffer.chunks_mut(TURN) {
+        let read = timeout(TURN_DEADLINE, stream.read_exact(part)).await;
         read.map_err(|_| Broken::Stalled)??;
     }
     Ok(())

@@ -18,10 +18,13 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 use tokio::time::timeout;
 
-use super::asking::{self, Broken, Counters, MAX_FLIGHTS, SLICE, SLICE_DEADLINE};
+use super::asking::{self, Broken, Counters, MAX_FLIGHTS, TURN, TURN_DEADLINE};
 use super::frame::{self, Asked, HEADER, Header, MAX_PART, PIECE_PREFIX, Role, What};
 use super::upload::Upload;
 use super::{Call, Held, PieceReader, Reason, Refusal, Request, Serve};
+
+/// Bytes that are read from disk at a time: smaller slices change threads more often.
+const SLICE: usize = 1 << 20;
 
 /// How long a new stream may take to say what it is for.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -234,7 +237,7 @@ impl Table {
             self.send_piece(stream, turn, slices).await?;
             return Ok(true);
         }
-        timeout(SLICE_DEADLINE, stream.flush()).await.map_err(|_| Broken::Stalled)??;
+        timeout(TURN_DEADLINE, stream.flush()).await.map_err(|_| Broken::Stalled)??;
         Ok(false)
     }
 
@@ -307,7 +310,6 @@ impl Table {
             Held::Here(signed) => {
                 let signed = signed.map(|signed| signed.encode()).unwrap_or_default();
                 let head = piece_head(id, piece, &signed, len);
-                self.desk.upload.turn(self.desk.from.peer, class, first.len()).await;
                 write(stream, &head).await?;
                 self.send_slices(stream, class, (reader, piece, len), first, slices).await?
             }
@@ -316,7 +318,7 @@ impl Table {
         Ok(())
     }
 
-    /// Sends a piece of which the first slice has been read (and has had its turn).
+    /// Sends a piece of which the first slice has been read.
     async fn send_slices(
         &self,
         stream: &mut (impl AsyncWrite + Unpin),
@@ -327,22 +329,34 @@ impl Table {
     ) -> Result<Box<dyn PieceReader>, Broken> {
         let mut at = slice.len();
         loop {
-            Counters::add(&self.desk.counters.sent, slice.len());
             if at == len {
-                write(stream, &slice).await?;
+                self.send_slice(stream, class, &slice).await?;
                 slices.front = slice;
                 return Ok(reader);
             }
             let next = read_slice(reader, piece, at, std::mem::take(&mut slices.back), len);
             // The next slice is read while this one is on its way.
-            let (read, written) = tokio::join!(next, write(stream, &slice));
+            let (read, written) = tokio::join!(next, self.send_slice(stream, class, &slice));
             written?;
             slices.back = std::mem::take(&mut slice);
             // In the middle of a piece there is no way to say that the disk failed.
             (reader, slice) = read?;
             at += slice.len();
-            self.desk.upload.turn(self.desk.from.peer, class, slice.len()).await;
         }
+    }
+
+    async fn send_slice(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        class: Class,
+        slice: &[u8],
+    ) -> Result<(), Broken> {
+        for part in slice.chunks(TURN) {
+            self.desk.upload.turn(self.desk.from.peer, class, part.len()).await;
+            write(stream, part).await?;
+            Counters::add(&self.desk.counters.sent, part.len());
+        }
+        Ok(())
     }
 }
 
@@ -435,7 +449,7 @@ async fn read_slice(
 }
 
 async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), Broken> {
-    timeout(SLICE_DEADLINE, stream.write_all(bytes)).await.map_err(|_| Broken::Stalled)??;
+    timeout(TURN_DEADLINE, stream.write_all(bytes)).await.map_err(|_| Broken::Stalled)??;
     Ok(())
 }
 

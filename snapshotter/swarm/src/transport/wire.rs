@@ -7,9 +7,11 @@
 //! Before any cryptography: a rate of connections per address and a number of handshakes under way.
 //! In the handshake: membership of this cluster. After it: a number of connections, in all and per peer.
 
+mod behaviour;
 mod driver;
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,7 +20,6 @@ use libp2p::Multiaddr;
 use libp2p::swarm::ConnectionId;
 use skimmer_cache::Class;
 use skimmer_identity::{Credentials, Membership, PeerId, Trust, tls};
-use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -134,7 +135,7 @@ impl Wire {
         let members = Arc::new(security::Members::default());
         let security =
             security::Security::new(credentials, Arc::clone(&trust), Arc::clone(&members))?;
-        let swarm = driver::swarm(config, &peer, security)?;
+        let swarm = behaviour::swarm(config, &peer, security)?;
         let (commands, queue) = mpsc::unbounded_channel();
         let (links, listening) = (Arc::<Links>::default(), Arc::<Mutex<Vec<_>>>::default());
         let upload = upload::Upload::new(config.upload_bytes_per_second);

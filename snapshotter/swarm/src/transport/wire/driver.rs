@@ -8,43 +8,28 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures::StreamExt as _;
-use libp2p::core::transport::upgrade::Version;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, NetworkBehaviour, Stream, Swarm, SwarmEvent};
-use libp2p::{
-    Multiaddr, Transport as _, allow_block_list, connection_limits, identify, identity, ping, tcp,
-};
+use libp2p::swarm::{ConnectionId, Stream, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, ping};
 use skimmer_identity::{Membership, PeerId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::asking::{Asker, Counters};
 use super::super::frame::Role;
-use super::super::gate::Gate;
-use super::super::muxer::Yamux;
 use super::super::pool::Pool;
-use super::super::security::{Members, Security, to_libp2p};
+use super::super::security::{Members, to_libp2p};
 use super::super::serving::{Desk, serve};
-use super::super::streams::{self, Opened, Streams};
+use super::super::streams::{self, Opened};
 use super::super::upload::Upload;
 use super::super::{Error, Serve};
-use super::{Config, LinkState, Links, StartError};
-
-/// From the first byte of a connection to the end of its handshakes.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// A peer that doesn't answer in time is gone.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_DEADLINE: Duration = Duration::from_secs(10);
+use super::behaviour::{Behaviour, BehaviourEvent};
+use super::{LinkState, Links, StartError};
 
 /// How often a link is tried when its connections close right away: they may have met a link that the
 /// other end was just dropping.
 const TRIES: u32 = 3;
-
-/// What identify tells other libp2p programs that this is.
-const IDENTITY: &str = "/skimmer/1";
 
 pub enum Command {
     Connect {
@@ -67,57 +52,6 @@ pub enum Command {
 }
 
 type Waiter = oneshot::Sender<Result<Membership, Error>>;
-
-#[derive(NetworkBehaviour)]
-#[behaviour(prelude = "libp2p::swarm::derive_prelude")]
-pub struct Behaviour {
-    gate: Gate,
-    limits: connection_limits::Behaviour,
-    blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
-    identify: identify::Behaviour,
-    ping: ping::Behaviour,
-    streams: Streams,
-}
-
-pub fn swarm(
-    config: &Config,
-    peer: &PeerId,
-    security: Security,
-) -> Result<Swarm<Behaviour>, StartError> {
-    let local = to_libp2p(peer).ok_or(StartError::Key)?;
-    let key = identity::ed25519::PublicKey::try_from_bytes(peer.public_key())
-        .map_err(|_| StartError::Key)?;
-    let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .upgrade(Version::V1)
-        .authenticate(security)
-        .multiplex(Yamux)
-        .timeout(HANDSHAKE_DEADLINE)
-        .boxed();
-    let limits = config.limits;
-    let behaviour = Behaviour {
-        gate: Gate::new(limits.address_burst, limits.address_period),
-        limits: connection_limits::Behaviour::new(
-            connection_limits::ConnectionLimits::default()
-                .with_max_pending_incoming(Some(limits.pending))
-                .with_max_pending_outgoing(Some(limits.pending))
-                .with_max_established_incoming(Some(limits.established))
-                .with_max_established_outgoing(Some(limits.established))
-                .with_max_established(Some(limits.established.saturating_mul(2)))
-                .with_max_established_per_peer(Some(limits.per_peer)),
-        ),
-        blocked: allow_block_list::Behaviour::default(),
-        identify: identify::Behaviour::new(
-            identify::Config::new(IDENTITY.to_owned(), key.into())
-                .with_agent_version(format!("skimmerd/{}", env!("CARGO_PKG_VERSION"))),
-        ),
-        ping: ping::Behaviour::new(
-            ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_DEADLINE),
-        ),
-        streams: Streams::default(),
-    };
-    let config = libp2p::swarm::Config::with_tokio_executor();
-    Ok(Swarm::new(transport, behaviour, local, config))
-}
 
 pub struct Driver {
     swarm: Swarm<Behaviour>,
