@@ -16,7 +16,14 @@ const CRATES: [(&str, &str, &[&str]); 17] = [
     (
         "snapshotter/swarm",
         "skimmer-swarm",
-        &["skimmer-cache", "skimmer-identity", "skimmer-proto", "skimmer-store"],
+        // The scheduler only for its tests.
+        &[
+            "skimmer-cache",
+            "skimmer-identity",
+            "skimmer-proto",
+            "skimmer-scheduler",
+            "skimmer-store",
+        ],
     ),
     (
         "snapshotter/layers",

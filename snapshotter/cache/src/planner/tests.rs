@@ -389,6 +389,7 @@ proptest! {
         }
         // From here on the network is perfect: whatever is open is satisfied, by each missing
         // piece arriving once, and nothing is remembered.
+        random_step(&mut bench, Step::Taken(true));
         let mut rounds = 0;
         let failed = bench.check.failed.len();
         while !bench.check.open.is_empty() || !bench.check.in_flight.is_empty() {
