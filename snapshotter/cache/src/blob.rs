@@ -47,6 +47,8 @@ pub struct Blob {
     kind: BlobKind,
     geometry: Geometry,
     dir: PathBuf,
+    /// Held while another data file takes the place of the present one.
+    replacing: tokio::sync::Mutex<()>,
     origins: Mutex<Vec<Origin>>,
     content: RwLock<Content>,
     fetched: [AtomicU64; 3],
@@ -159,6 +161,7 @@ impl Blob {
             kind: blob.kind,
             geometry,
             dir: dir.to_owned(),
+            replacing: tokio::sync::Mutex::default(),
             origins: Mutex::new(blob.origins),
             content: RwLock::new(Content { pieces, table: None }),
             fetched: Default::default(),
@@ -363,8 +366,9 @@ impl Blob {
 
     /// Another data file, empty, under the same name.
     async fn start_over(&self, table: Option<Arc<PieceTable>>) -> Result<(), Error> {
-        let (dir, geometry) = (self.dir.clone(), self.geometry);
-        let fresh = spawn_blocking(move || Pieces::fresh(&dir, geometry)).await;
+        let _turn = self.replacing.lock().await;
+        let old = self.pieces();
+        let fresh = spawn_blocking(move || old.replace()).await;
         let pieces = fresh
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|source| Error::Distrust { digest: self.digest, source })?;

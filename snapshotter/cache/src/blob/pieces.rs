@@ -11,7 +11,7 @@
 //! - A `data` file that had to be made starts with nothing present, and no older checkpoint is left.
 //! - A complete, verified file is never written again: it may be shared with containerd.
 //! - To forget bytes is to start another file under the same name: who still writes into or reads
-//!   from the old one disturbs nobody.
+//!   from the old one disturbs nobody. No checkpoint of the old one is written from then on.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use skimmer_proto::{Geometry, PieceTable};
@@ -43,6 +43,8 @@ pub struct Pieces {
     dirty: AtomicBool,
     /// The file is read-only for good; others may share the inode.
     sealed: AtomicBool,
+    /// Held while a checkpoint is written. True once the file has lost its name.
+    retired: Mutex<bool>,
 }
 
 /// Which pieces match the table with this root.
@@ -91,8 +93,14 @@ impl Pieces {
         Ok(Self::with(dir, geometry, file, sealed, present, Verified { root, bits }))
     }
 
+    /// Another incarnation, empty; this one has no checkpoint from now on. Blocks.
+    pub fn replace(&self) -> io::Result<Self> {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Self::fresh(&self.dir, self.geometry)
+    }
+
     /// Starts over with an empty data file, whatever there was.
-    pub fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
+    fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
         disk::remove_durably(dir, CHECKPOINT)?;
         let temporary = dir.join("data.tmp");
         disk::remove(&temporary)?;
@@ -131,6 +139,7 @@ impl Pieces {
             verified: RwLock::new(Arc::new(verified)),
             dirty: AtomicBool::new(false),
             sealed: AtomicBool::new(sealed),
+            retired: Mutex::new(false),
         }
     }
 
@@ -232,7 +241,8 @@ impl Pieces {
 
     /// Syncs the data, then records what was there before the sync. Blocks.
     pub fn checkpoint(&self) -> io::Result<()> {
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        if *retired || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let written = self.write_checkpoint();
@@ -264,4 +274,20 @@ const fn shape(geometry: Geometry) -> Shape {
 fn empty(geometry: Geometry) -> (Bits, [u8; 32], Bits) {
     let bits = geometry.pieces() as usize;
     (Bits::new(bits), [0; 32], Bits::new(bits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_checkpoint_describes_a_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let geometry = Geometry::of(1000).unwrap();
+        let old = Pieces::open(dir.path(), geometry).unwrap();
+        assert_eq!(old.store(0, &[7; 1000], None).unwrap(), Checked::Kept);
+        drop(old.replace().unwrap());
+        old.checkpoint().unwrap();
+        assert!(!Pieces::open(dir.path(), geometry).unwrap().present.get(0));
+    }
 }
