@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
 use crate::{command, sweep, tools};
@@ -76,6 +77,7 @@ pub struct Containerd {
     folder: PathBuf,
     logs: PathBuf,
     hosts: PathBuf,
+    program: Vec<String>,
 }
 
 /// Where a containerd called `name` of `scenario` listens, before it runs.
@@ -95,6 +97,17 @@ impl Containerd {
         version: Version,
         setup: &Setup,
     ) -> anyhow::Result<Self> {
+        Self::start_on(scenario, name, version, setup, None)
+    }
+
+    /// The same, on `host` if given.
+    pub fn start_on(
+        scenario: &Scenario,
+        name: &str,
+        version: Version,
+        setup: &Setup,
+        host: Option<&Host>,
+    ) -> anyhow::Result<Self> {
         let folder = scenario.path(name);
         std::fs::create_dir_all(folder.join("cni"))?;
         let text = match &setup.configuration {
@@ -102,8 +115,15 @@ impl Containerd {
             None => configuration(version, &folder, &scenario.hosts(), setup),
         };
         std::fs::write(folder.join("config.toml"), text)?;
-        let mut containerd =
-            Self { process: None, version, folder, logs: scenario.logs(), hosts: scenario.hosts() };
+        let program = version.folder()?.join("usr/bin/containerd").display().to_string();
+        let mut containerd = Self {
+            process: None,
+            version,
+            folder,
+            logs: scenario.logs(),
+            hosts: scenario.hosts(),
+            program: network::program_on(host, &program),
+        };
         containerd.run()?;
         Ok(containerd)
     }
@@ -156,8 +176,8 @@ impl Containerd {
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
         let programs = self.version.folder()?.join("usr/bin");
-        let mut command = Command::new(programs.join("containerd"));
-        command.arg("--config").arg(self.folder.join("config.toml"));
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", programs.display()));
         let name = self

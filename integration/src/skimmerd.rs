@@ -11,6 +11,7 @@ use skimmer_proto::Digest;
 use crate::command::{self, PATIENCE};
 use crate::image::Image;
 use crate::log_check::LogCheck;
+use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
 use crate::tools;
@@ -27,6 +28,22 @@ pub struct Setup {
     pub prepare_wait: Duration,
     pub deadline: Duration,
     pub docker_config: Option<PathBuf>,
+    /// Stands alone if there is none.
+    pub cluster: Option<Join>,
+    /// Where it serves its metrics; empty: nowhere.
+    pub metrics: String,
+}
+
+/// How a node joins a cluster.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The manager's `host:port`.
+    pub control_plane: String,
+    pub token: String,
+    pub zone: String,
+    /// A multiaddr.
+    pub listen: String,
+    pub grace: Duration,
 }
 
 impl Default for Setup {
@@ -39,6 +56,8 @@ impl Default for Setup {
             prepare_wait: Duration::from_secs(60),
             deadline: Duration::from_secs(20),
             docker_config: None,
+            cluster: None,
+            metrics: String::new(),
         }
     }
 }
@@ -48,7 +67,7 @@ pub struct Skimmerd {
     process: Option<Process>,
     folder: PathBuf,
     logs: PathBuf,
-    program: PathBuf,
+    program: Vec<String>,
     expected: LogCheck,
 }
 
@@ -65,17 +84,30 @@ impl Skimmerd {
         containerd: &Path,
         setup: &Setup,
     ) -> anyhow::Result<Self> {
+        Self::start_on(scenario, name, containerd, setup, None)
+    }
+
+    /// The same, on `host` if given.
+    pub fn start_on(
+        scenario: &Scenario,
+        name: &str,
+        containerd: &Path,
+        setup: &Setup,
+        host: Option<&Host>,
+    ) -> anyhow::Result<Self> {
         let folder = scenario.path(name);
         std::fs::create_dir_all(&folder)?;
-        std::fs::write(
-            folder.join("config.toml"),
-            configuration(&folder, &scenario.hosts(), containerd, setup),
-        )?;
+        let mut text = configuration(&folder, &scenario.hosts(), containerd, setup);
+        if let Some(join) = &setup.cluster {
+            std::fs::write(folder.join("token"), &join.token)?;
+            text += &cluster(&folder, join);
+        }
+        std::fs::write(folder.join("config.toml"), text)?;
         let mut daemon = Self {
             process: None,
             folder,
             logs: scenario.logs(),
-            program: tools::built("skimmerd")?,
+            program: network::program_on(host, &tools::built("skimmerd")?.display().to_string()),
             expected: LogCheck::of(scenario, name),
         };
         daemon.run()?;
@@ -122,8 +154,8 @@ impl Skimmerd {
 
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(&self.program);
-        command.arg("--config").arg(self.folder.join("config.toml"));
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
         let name =
             self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
         let mut process = Process::start(&name, &command, &self.logs)?;
@@ -206,17 +238,31 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
          [index]\nmin_layer_bytes = {min_layer}\ntrust_toc = {trust_toc}\n\
          [fetch]\ndeadline = '{deadline}'\n\
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
-         [metrics]\naddress = ''\n\
+         [metrics]\naddress = '{metrics}'\n\
          [log]\nlevel = 'info'\nformat = 'json'\n",
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),
         hosts = hosts.display(),
         docker = docker.display(),
+        metrics = setup.metrics,
         quota = setup.quota_bytes,
         min_layer = setup.min_layer_bytes,
         trust_toc = setup.trust_toc,
         deadline = seconds(setup.deadline),
         background = setup.background.is_some(),
         delay = seconds(setup.background.unwrap_or(Duration::from_secs(3600))),
+    )
+}
+
+fn cluster(folder: &Path, join: &Join) -> String {
+    let Join { control_plane, zone, listen, grace, .. } = join;
+    format!(
+        "[control_plane]\naddress = '{control_plane}'\ntoken_file = '{base}/token'\n\
+         [node]\nzone = '{zone}'\nname = '{name}'\n\
+         [identity]\ngrace = '{grace}ms'\n\
+         [swarm]\nlisten = '{listen}'\n",
+        base = folder.display(),
+        name = folder.file_name().unwrap_or_default().to_string_lossy(),
+        grace = grace.as_millis(),
     )
 }

@@ -7,8 +7,18 @@ use anyhow::Context as _;
 
 use crate::command;
 
-const NEEDED: [&str; 9] =
-    ["docker-registry", "ip", "mount", "openssl", "runc", "setpriv", "tc", "timeout", "umoci"];
+const NEEDED: [&str; 10] = [
+    "docker-registry",
+    "ip",
+    "mount",
+    "nsenter",
+    "openssl",
+    "runc",
+    "setpriv",
+    "tc",
+    "timeout",
+    "umoci",
+];
 
 /// What is kept between runs, outside the checkout: `$SKIMMER_CACHE`, else `~/.cache/skimmer`.
 pub fn cache() -> PathBuf {

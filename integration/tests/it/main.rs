@@ -13,5 +13,7 @@ mod lifecycle;
 mod matrix;
 mod pending;
 mod pods;
+mod swarm_burst;
+mod swarm_faults;
 mod toc;
 mod users;

@@ -43,7 +43,11 @@ pub fn start(config: &Log) -> anyhow::Result<()> {
     .context("start the log")
 }
 
+/// What goes before a configured filter, which may say otherwise: a dependency that warns of what is ordinary here,
+/// a peer that is gone.
+const QUIETER: &str = "yamux=error";
+
 fn filter(config: &Log) -> anyhow::Result<EnvFilter> {
-    EnvFilter::try_new(&config.level)
+    EnvFilter::try_new(format!("{QUIETER},{}", config.level))
         .with_context(|| format!("configuration key `log.level` has the filter {:?}", config.level))
 }
