@@ -4,6 +4,8 @@
 //! swarm is a [`PieceSource`]: it is told everything that is wanted, and finds the order itself.
 //! Either delivers bytes and nothing else: whether they are right is the blob's to say.
 
+pub mod memory;
+
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;

@@ -5,6 +5,5 @@
 mod bad;
 mod lazy;
 mod node;
-mod source;
 mod toc;
 mod tree;

@@ -8,13 +8,12 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prometheus_client::registry::Registry;
+use skimmer_cache::source::memory::Memory;
 use skimmer_cache::{BlobKind, BlobRef, Cache, Origin};
 use skimmer_layers::{Config, LayerSpec, Layers};
 use skimmer_proto::Digest;
 use skimmer_store::Store;
 use tempfile::TempDir;
-
-use crate::source::Memory;
 
 pub struct Node {
     // Before the directory: unmounts when dropped, also in a panic.

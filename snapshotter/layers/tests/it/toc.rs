@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use skimmer_cache::source::memory::Memory;
 use skimmer_layers::layer::VerifyError;
 use skimmer_layers::{Cause, LayerSpec, Mode, State, pull};
 use skimmer_proto::Digest;
 
 use crate::node::{Node, gzip, is_mounted, noise, read, spec, tar};
-use crate::source::Memory;
 
 const MIB: usize = 1 << 20;
 

@@ -162,11 +162,14 @@ impl Inner {
         }
         let Some(cache) = self.cache() else { return };
         let Some(held) = self.held(cache, digest).await else { return };
-        let Some(table) = held.table.clone() else { return };
-        let blob = Arc::clone(&held.blob);
-        let known = {
-            let table = Arc::clone(&table);
-            move || (blob.scopes(), blob.verified(&table), blob.reference())
+        let (blob, table) = (Arc::clone(&held.blob), held.table.clone());
+        // Without a table a blob counts only whole: what was proved then is right for good.
+        if table.is_none() && !blob.is_verified() {
+            return;
+        }
+        let known = move || {
+            let have = table.as_ref().map_or_else(|| blob.present(), |table| blob.verified(table));
+            (blob.scopes(), have, blob.reference())
         };
         let Ok((scopes, have, reference)) = tokio::task::spawn_blocking(known).await else {
             return;
@@ -176,7 +179,10 @@ impl Inner {
             let id = TaskId::of(&scope, &digest);
             state.of_blob.entry(digest).or_default().insert(id);
             let mut task = Task::new(reference.clone(), held.blob.geometry(), scope);
-            (task.table, task.have, task.proved) = (Some(Arc::clone(&table)), have.clone(), true);
+            (task.table, task.have, task.proved) = (held.table.clone(), have.clone(), true);
+            if task.table.is_none() {
+                task.own = have.clone();
+            }
             state.tasks.entry(id).or_insert(task);
         }
     }

@@ -90,7 +90,10 @@ impl Serve for Server {
         if held.blob.len() != request.len {
             return Err(Refusal::new(Reason::Invalid, "the blob has another length"));
         }
-        let (task, table) = (request.task(), held.table);
+        let task = request.task();
+        // The cache forgets a table that isn't on disk when it closes the blob.
+        let proved = || inner.state().tasks.get(&task).and_then(|task| task.table.clone());
+        let table = held.table.or_else(proved);
         Ok(Box::new(Reader { inner, task, blob: held.blob, table }))
     }
 
@@ -202,12 +205,17 @@ struct Reader {
 
 impl PieceReader for Reader {
     fn find(&mut self, piece: u32) -> io::Result<Held> {
-        if !self.blob.has(piece, self.table.as_deref()) {
+        let right = self.table.as_ref().and_then(|table| table.value(piece));
+        if !self.blob.has(piece, None) {
             return Ok(Held::Absent);
         }
-        if let Some(value) = self.table.as_ref().and_then(|table| table.value(piece)) {
+        if let Some(value) = right
+            && self.blob.has(piece, self.table.as_deref())
+        {
             return Ok(Held::Here(self.sign(piece, *value)));
         }
+        // It came before there was a table, and hasn't been checked against it yet.
+        let fits = |signed: &SignedValue| right.is_none_or(|right| signed.value == *right);
         let (signed, own) = {
             let state = self.inner.state();
             let task = state.tasks.get(&self.task);
@@ -215,10 +223,14 @@ impl PieceReader for Reader {
             (signed, task.is_some_and(|task| task.own.contains(piece)))
         };
         if signed.is_some() || !own {
+            let signed = signed.filter(fits);
             return Ok(signed.map_or(Held::Absent, |signed| Held::Here(Some(signed))));
         }
         let Some(bytes) = self.blob.read_piece(piece)? else { return Ok(Held::Absent) };
         let signed = self.sign(piece, piece_value(self.blob.geometry(), piece, &bytes));
+        if !signed.as_ref().is_none_or(fits) {
+            return Ok(Held::Absent);
+        }
         if let (Some(signed), Some(task)) =
             (signed.clone(), self.inner.state().tasks.get_mut(&self.task))
         {

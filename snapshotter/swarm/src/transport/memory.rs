@@ -22,6 +22,8 @@ use super::{
 pub struct Network {
     nodes: Mutex<BTreeMap<PeerId, Arc<Node>>>,
     links: Mutex<BTreeMap<Ends, Arc<Wire>>>,
+    /// Who can't reach whom.
+    walls: Mutex<BTreeSet<Ends>>,
 }
 
 /// The two ends of a link, the smaller first.
@@ -68,6 +70,14 @@ impl Network {
         self.cut_where(|ends| *ends == cut);
     }
 
+    /// Nodes of one group can't reach those of the other, from now on.
+    pub fn part(&self, one: &[PeerId], other: &[PeerId]) {
+        for (one, other) in one.iter().flat_map(|one| other.iter().map(move |other| (one, other))) {
+            lock(&self.walls).insert(ends(one, other));
+            self.cut(one, other);
+        }
+    }
+
     fn cut_where(&self, cut: impl Fn(&Ends) -> bool) {
         lock(&self.links).retain(|ends, wire| {
             let keep = !cut(ends);
@@ -110,6 +120,9 @@ impl PieceTransport for Memory {
         };
         if lock(&self.node.blocked).contains(peer) {
             return Err(Error::Blocked { peer: *peer });
+        }
+        if lock(&self.network.walls).contains(&ends(&self.me, peer)) {
+            return Err(failed("there is no way"));
         }
         let node = self.node(peer).ok_or_else(|| failed("nobody is there"))?;
         if node.membership.cluster != self.node.membership.cluster {
