@@ -66,6 +66,8 @@ pub struct Setup {
     pub pause_image: Option<String>,
     /// CRI uses skimmer and hands image annotations to it, and the transfer service does too.
     pub annotations: bool,
+    /// skimmer maps the ids of containers in user namespaces: containerd leaves them to it.
+    pub remap_ids: bool,
     /// This configuration instead of a generated one.
     pub configuration: Option<String>,
 }
@@ -241,9 +243,10 @@ fn disabled(version: Version, setup: &Setup) -> String {
     format!("disabled_plugins = {names:?}")
 }
 
-fn proxy_plugin(socket: &Path) -> String {
+fn proxy_plugin(socket: &Path, setup: &Setup) -> String {
     let address = socket.display();
-    format!("[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{address}'\n")
+    let capabilities = if setup.remap_ids { "capabilities = ['remap-ids']\n" } else { "" };
+    format!("[proxy_plugins.skimmer]\ntype = 'snapshot'\naddress = '{address}'\n{capabilities}")
 }
 
 fn cri_snapshotter(setup: &Setup) -> &'static str {
@@ -253,7 +256,7 @@ fn cri_snapshotter(setup: &Setup) -> &'static str {
 fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {
     let mut text = String::new();
     if let Some(socket) = &setup.skimmer {
-        text += &proxy_plugin(socket);
+        text += &proxy_plugin(socket, setup);
     }
     if let Some(pause) = &setup.pause_image {
         text += &format!(
@@ -277,7 +280,7 @@ fn configuration_2(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) ->
     let mut text = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n".to_owned();
     let mut snapshotters = vec!["overlayfs"];
     if let Some(socket) = &setup.skimmer {
-        text += &proxy_plugin(socket);
+        text += &proxy_plugin(socket, setup);
         if setup.annotations {
             text +=
                 "[proxy_plugins.skimmer.exports]\nenable_remote_snapshot_annotations = 'true'\n";

@@ -20,6 +20,8 @@ pub struct Setup {
     pub skimmerd: skimmerd::Setup,
     pub pause_image: Option<String>,
     pub annotations: bool,
+    /// containerd leaves the ids of containers in user namespaces to skimmer.
+    pub remap_ids: bool,
 }
 
 /// Both daemons, running.
@@ -47,6 +49,7 @@ impl Node {
             skimmer: Some(skimmerd.address()),
             pause_image: setup.pause_image.clone(),
             annotations: setup.annotations,
+            remap_ids: setup.remap_ids,
             configuration: None,
         };
         let containerd = Containerd::start_with(scenario, &containerd, version, &setup)?;

@@ -1,12 +1,10 @@
 //! The lines that each containerd version needs in its config.toml.
 //!
-//! Versions differ in three ways: the configuration's version and plugin names (3 from 2.0), the
+//! Versions differ in four ways: the configuration's version and plugin names (3 from 2.0), the
 //! transfer service's `unpack_config` (from 2.0: a snapshotter without an entry fails every pull),
-//! and what a proxy plugin may export (`exports` from 2.1; containerd before that doesn't know the
-//! key). `capabilities` (from 1.7.23) stays unset. With `remap-ids` containerd would leave the ids of
-//! containers in user namespaces to mount options: 1.7 mounts nothing with `uidmap=`, and 2.1 maps a
-//! clone of the folder that holds all lower folders, in which our mounts are missing. Without it,
-//! containerd changes owners in a copy.
+//! what a proxy plugin may export (`exports` from 2.1; containerd before that doesn't know the key), and
+//! what it says it can do (`capabilities` from 1.7.23): with `remap-ids`, containerd leaves the ids of
+//! containers in user namespaces to us, else it changes owners in a copy.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -43,8 +41,20 @@ const fn version(major: u32, minor: u32, patch: u32) -> Version {
     Version { major, minor, patch }
 }
 
+/// The node that containerd runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// skimmerd's.
+    pub socket: &'a Path,
+    pub root: &'a Path,
+    /// In OCI's words.
+    pub platform: &'a str,
+    /// Whether the kernel can mount layers with a container's ids.
+    pub maps_ids: bool,
+}
+
 /// Configuration for `containerd`: a whole file if there is none, else lines to merge into it.
-pub fn render(containerd: Version, socket: &Path, root: &Path, platform: &str) -> String {
+pub fn render(containerd: Version, host: &Host<'_>) -> String {
     let mut out = String::new();
     let mut line = |text: &str| {
         let _ = writeln!(out, "{text}");
@@ -54,10 +64,13 @@ pub fn render(containerd: Version, socket: &Path, root: &Path, platform: &str) -
     line("");
     line("[proxy_plugins.skimmer]");
     line("  type = \"snapshot\"");
-    line(&format!("  address = {}", quoted(socket)));
+    line(&format!("  address = {}", quoted(host.socket)));
+    if containerd >= version(1, 7, 23) && host.maps_ids {
+        line("  capabilities = [\"remap-ids\"]");
+    }
     if containerd >= version(2, 1, 0) {
         line("  [proxy_plugins.skimmer.exports]");
-        line(&format!("    root = {}", quoted(root)));
+        line(&format!("    root = {}", quoted(host.root)));
         line("    enable_remote_snapshot_annotations = \"true\"");
     }
     line("");
@@ -72,7 +85,7 @@ pub fn render(containerd: Version, socket: &Path, root: &Path, platform: &str) -
         for snapshotter in ["overlayfs", "skimmer"] {
             line("");
             line("[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]");
-            line(&format!("  platform = \"{platform}\""));
+            line(&format!("  platform = \"{}\"", host.platform));
             line(&format!("  snapshotter = \"{snapshotter}\""));
         }
     }
@@ -117,23 +130,27 @@ mod tests {
 
     #[test]
     fn each_version_gets_only_keys_it_knows() {
-        let render = |v: &str| {
-            let text =
-                render(v.parse().unwrap(), Path::new("/s.sock"), Path::new("/r"), "linux/amd64");
+        let (socket, root) = (Path::new("/s.sock"), Path::new("/r"));
+        let render = |v: &str, maps_ids: bool| {
+            let host = Host { socket, root, platform: "linux/amd64", maps_ids };
+            let text = render(v.parse().unwrap(), &host);
             toml::from_str::<toml::Table>(&text).unwrap()
         };
-        for (v, config, exports, unpack) in [
-            ("1.6.20", 2, false, 0),
-            ("1.7.22", 2, false, 0),
-            ("1.7.24", 2, false, 0),
-            ("2.0.5", 3, false, 2),
-            ("2.1.9", 3, true, 2),
+        for (v, config, capabilities, exports, unpack) in [
+            ("1.6.20", 2, false, false, 0),
+            ("1.7.22", 2, false, false, 0),
+            ("1.7.24", 2, true, false, 0),
+            ("2.0.5", 3, true, false, 2),
+            ("2.1.9", 3, true, true, 2),
         ] {
-            let table = render(v);
+            let table = render(v, false);
+            assert_eq!(table["proxy_plugins"]["skimmer"].get("capabilities"), None, "{v}");
+            let table = render(v, true);
             let plugin = &table["proxy_plugins"]["skimmer"];
             assert_eq!(table["version"].as_integer(), Some(config), "{v}");
             assert_eq!(plugin["type"].as_str(), Some("snapshot"), "{v}");
-            assert_eq!(plugin.get("capabilities"), None, "{v}");
+            let found = plugin.get("capabilities").map(ToString::to_string);
+            assert_eq!(found.as_deref(), capabilities.then_some("[\"remap-ids\"]"), "{v}");
             assert_eq!(plugin.get("exports").is_some(), exports, "{v}");
             let entries = table["plugins"]
                 .get("io.containerd.transfer.v1.local")

@@ -65,6 +65,8 @@ fn code(error: &Error) -> Code {
         Error::Records(_)
         | Error::Folders(_)
         | Error::Cover { .. }
+        | Error::Remap { .. }
+        | Error::Remaps(_)
         | Error::Capability(_)
         | Error::Job(_) => Code::Internal,
     }

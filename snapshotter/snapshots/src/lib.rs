@@ -15,6 +15,7 @@ pub mod layers;
 pub mod metrics;
 pub mod mounts;
 pub mod records;
+pub mod remap;
 pub mod service;
 pub mod snapshot;
 pub mod snapshotter;

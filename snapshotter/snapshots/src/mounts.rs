@@ -30,10 +30,7 @@ pub struct Folders {
 pub fn mounts(kind: Kind, labels: &Labels, folders: &Folders, remap: bool) -> Vec<Mount> {
     let mut options = if remap { idmap::options(labels) } else { Vec::new() };
     let writable = kind == Kind::Active;
-    // An image may have a layer several times (an empty one, mostly). Overlayfs refuses a folder that it was
-    // given already, and shows nothing of it that the nearer one doesn't.
-    let mut seen = BTreeSet::new();
-    let lower: Vec<&PathBuf> = folders.lower.iter().filter(|folder| seen.insert(*folder)).collect();
+    let lower = distinct(&folders.lower);
     // Overlayfs needs a lower folder, and one alone needs no overlayfs if nobody writes.
     let single = match lower[..] {
         [] => Some(&folders.upper),
@@ -54,6 +51,13 @@ pub fn mounts(kind: Kind, labels: &Labels, folders: &Folders, remap: bool) -> Ve
     options.push(format!("lowerdir={}", lower.join(":")));
     options.push("index=off".to_owned());
     vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]
+}
+
+/// Each folder once: an image may have a layer several times (an empty one, mostly). Overlayfs refuses a
+/// folder that it was given already, and shows nothing of it that the nearer one doesn't.
+pub fn distinct(lower: &[PathBuf]) -> Vec<&PathBuf> {
+    let mut seen = BTreeSet::new();
+    lower.iter().filter(|folder| seen.insert(*folder)).collect()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod begun;
 mod cover;
 mod create;
 mod list;
+mod mapped;
 mod rebuild;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::identify::{Content, Finder};
 use crate::layers::{LayerBlame, LayerError, LayerStore};
 use crate::metrics::Metrics;
 use crate::records::{self, Change, Records};
+use crate::remap::{self, Remaps};
 use crate::{Kind, Labels, Snapshot, Usage, filter, idmap, implicit};
 
 use begun::{Begun, GRACE};
@@ -74,6 +76,10 @@ pub enum Error {
     Pending { blob: String, image: String, waited: Duration },
     #[error("find out the metadata of directories that layer {blob} of image {image} leaves out")]
     Cover { blob: String, image: String, source: implicit::Error },
+    #[error("map the ids of the folders below snapshot {name:?}")]
+    Remap { name: String, source: remap::Error },
+    #[error("take away the mapped folders of earlier snapshots")]
+    Remaps(#[source] remap::Error),
     #[error("ask whether containerd leaves the mapping of ids to us")]
     Capability(#[source] crate::identify::ContentError),
     #[error("the operation was cut short")]
@@ -88,6 +94,7 @@ struct Inner {
     config: Config,
     records: Arc<dyn Records>,
     folders: Folders,
+    remaps: Remaps,
     layers: Arc<dyn LayerStore>,
     content: Arc<dyn Content>,
     finder: Finder,
@@ -114,12 +121,15 @@ impl Snapshotter {
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, Rebuilt), Error> {
         let folders = Folders::open(&config.root)?;
+        // Before anything is deleted in which they are.
+        let remaps = Remaps::open(&config.root).map_err(Error::Remaps)?;
         let rebuilt = rebuild::reconcile(&folders, records.as_ref())?;
         let metrics = Metrics::register(registry);
         let inner = Inner {
             config,
             records,
             folders,
+            remaps,
             layers,
             finder: Finder::new(Arc::clone(&content)),
             content,
@@ -273,7 +283,7 @@ impl Inner {
         self.records.apply(&change)?;
         let (Change::Create(old) | Change::Replace { old, .. } | Change::Remove(old)) = change;
         // The snapshot is gone whatever happens to its folder.
-        if let Err(error) = self.folders.discard(old.id) {
+        if let Err(error) = self.discard(&old) {
             warn!(
                 snapshot = name,
                 error = &error as &dyn std::error::Error,
@@ -285,6 +295,13 @@ impl Inner {
             None => self.discarded.notify_one(),
         }
         Ok(())
+    }
+
+    /// Takes the folder of a removed snapshot away, without what is mounted in it.
+    fn discard(&self, old: &Snapshot) -> Result<(), Error> {
+        let failed = |source| Error::Remap { name: old.name.clone(), source };
+        self.remaps.clear(old.id).map_err(failed)?;
+        Ok(self.folders.discard(old.id)?)
     }
 
     /// A committed snapshot doesn't change, so it is measured once.

@@ -12,9 +12,12 @@ use serde::Serialize;
 use skimmer_proto::node::{CheckRequest, Verdict};
 
 use crate::cli::{Doctor, Global, Output};
-use crate::containerd_config::{Version, host_platform, render};
+use crate::containerd_config::{Host, Version, host_platform, render};
 use crate::daemon::{connect, unix_channel};
 use crate::output::{json, table};
+
+/// The kernel that can first map the ids of FUSE mounts.
+const MAPS_IDS: (u32, u32) = (6, 12);
 
 #[derive(Serialize)]
 struct Finding {
@@ -70,7 +73,14 @@ async fn print_config(global: &Global, options: &Doctor) -> anyhow::Result<ExitC
         })?,
     };
     let version: Version = text.parse()?;
-    let config = render(version, &global.address, &options.root, &host_platform());
+    let platform = host_platform();
+    let host = Host {
+        socket: &global.address,
+        root: &options.root,
+        platform: &platform,
+        maps_ids: kernel_version(&kernel_release()) >= MAPS_IDS,
+    };
+    let config = render(version, &host);
     match global.output {
         Output::Text => print!("{config}"),
         Output::Json => json(&serde_json::json!({ "containerd": text, "config": config }))?,
@@ -80,14 +90,21 @@ async fn print_config(global: &Global, options: &Doctor) -> anyhow::Result<ExitC
 
 fn kernel() -> Vec<Finding> {
     let mut findings = Vec::new();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let release = kernel_release();
+    let version = kernel_version(&release);
     findings.push(if version >= (5, 10) {
-        Finding::new("kernel", Verdict::Ok, release, "")
+        Finding::new("kernel", Verdict::Ok, &release, "")
     } else {
-        Finding::new("kernel", Verdict::Failed, release, "Linux 5.10 or newer is needed.")
+        Finding::new("kernel", Verdict::Failed, &release, "Linux 5.10 or newer is needed.")
+    });
+    findings.push(if version >= MAPS_IDS {
+        let detail = "layers are mounted with the ids of containers in user namespaces (remap-ids)";
+        Finding::new("user namespaces", Verdict::Ok, detail, "")
+    } else {
+        let detail = "this kernel can't map the ids of FUSE mounts: containerd copies the files";
+        let remedy =
+            "Linux 6.12 can. Until then leave `remap-ids` out of containerd's config.toml.";
+        Finding::new("user namespaces", Verdict::Warning, detail, remedy)
     });
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let has = |name: &str| {
@@ -118,6 +135,16 @@ fn kernel() -> Vec<Finding> {
         ),
     });
     findings
+}
+
+fn kernel_release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 async fn containerd_version(address: &Path) -> anyhow::Result<String> {

@@ -11,10 +11,11 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+use super::mapped::Lower;
 use super::{Error, Inner, Snapshotter};
 use crate::chain::{self, New};
 use crate::folders::{Content, Covered, Folders};
-use crate::mounts::{self, Mount, mounts};
+use crate::mounts::Mount;
 use crate::records::Change;
 use crate::snapshot::REFERENCE_LABEL;
 use crate::{Kind, Labels, Snapshot, idmap};
@@ -67,14 +68,7 @@ impl Snapshotter {
         let lower = self.lower(&parents, self.0.config.deadline).await?;
         let (known, nearest) = (snapshot.clone(), lower.first().cloned());
         self.blocking(move |inner| inner.complete(&known, nearest.as_ref())).await?;
-        self.mounted(&snapshot, lower).await
-    }
-
-    /// The mounts of `snapshot` over `lower`, with its id mapping if that is our part.
-    async fn mounted(&self, snapshot: &Snapshot, lower: Vec<PathBuf>) -> Result<Vec<Mount>, Error> {
-        let mapped = !idmap::options(&snapshot.labels).is_empty();
-        let remap = mapped && self.0.content.leaves_ids_to_us().await.map_err(Error::Capability)?;
-        Ok(self.0.mounts(snapshot, lower, remap))
+        self.mounted(&snapshot, Lower::Ready { folders: lower, parents }).await
     }
 
     async fn create(&self, new: New) -> Result<Vec<Mount>, Error> {
@@ -91,13 +85,21 @@ impl Snapshotter {
             Err(Error::Pending { .. }) => return self.create_pending(new, parents).await,
             lower => lower?,
         };
-        let nearest = lower.first().cloned();
+        let (nearest, name) = (lower.first().cloned(), new.name.clone());
         let insert = move |inner: &Inner| {
             let owner = owner(&new.name, &new.labels, nearest.as_ref())?;
             inner.insert(new, Content::Owned(owner))
         };
         let snapshot = self.blocking(insert).await?;
-        self.mounted(&snapshot, lower).await
+        let mounts = self.mounted(&snapshot, Lower::Ready { folders: lower, parents }).await;
+        // containerd takes it that there is none if it is told of an error.
+        if mounts.is_err()
+            && let Err(error) = self.remove(name).await
+        {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "a snapshot that cannot be mounted stays");
+        }
+        mounts
     }
 
     /// A snapshot on layers that are on their way, and the mounts that it will have.
@@ -118,7 +120,7 @@ impl Snapshotter {
                 debug!(error = &error as &dyn std::error::Error, "mounts not made ahead");
             }
         });
-        self.mounted(&snapshot, lower).await
+        self.mounted(&snapshot, Lower::Pending(lower)).await
     }
 
     /// The folders of the snapshot parents, all mountable, with the covers of layers.
@@ -186,15 +188,6 @@ impl Inner {
             places.push(self.layers.place(layer));
         }
         Ok(places)
-    }
-
-    fn mounts(&self, snapshot: &Snapshot, lower: Vec<PathBuf>, remap: bool) -> Vec<Mount> {
-        let folders = mounts::Folders {
-            upper: self.folders.content(snapshot.id),
-            work: self.folders.work(snapshot.id),
-            lower,
-        };
-        mounts(snapshot.kind, &snapshot.labels, &folders, remap)
     }
 }
 
