@@ -205,8 +205,10 @@ impl Cache {
     pub async fn prune(&self) -> Result<u64, Error> {
         let inner = Arc::clone(&self.inner);
         let job = move || {
-            let candidates = inner.candidates()?;
+            let mut candidates = inner.candidates()?;
             let used: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
+            // Those are of layers in use.
+            candidates.retain(|candidate| candidate.what != evict::What::Chunks);
             let freed = inner.evict(evict::victims(candidates, u64::MAX));
             inner.shared.space.correct(used - freed.min(used));
             Ok(freed)

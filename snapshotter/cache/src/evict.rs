@@ -1,8 +1,8 @@
 //! What to evict: the policy alone. Candidates in, victims out.
 //!
 //! Order: whole compressed blobs (their layers are decoded; they only serve peers), then partial
-//! ones, then the data of layers, then the layers' small objects; within each the least recently
-//! used first. What is in use is never a victim.
+//! ones, then the data of layers, then chunks that nobody reads of layers in use, then the layers'
+//! small objects; within each the least recently used first. What is in use is never a victim.
 
 use std::time::SystemTime;
 
@@ -29,6 +29,8 @@ pub enum What {
     PartialBlob,
     /// The data file of a layer, with its bitmap.
     Data,
+    /// Of the data file of a layer in use, chunks that nobody reads. Goes in part.
+    Chunks,
     /// Index, piece table and inodes of a layer.
     Objects,
 }
@@ -38,6 +40,7 @@ impl What {
         match self {
             Self::WholeBlob | Self::PartialBlob => "blob",
             Self::Data => "data",
+            Self::Chunks => "chunks",
             Self::Objects => "objects",
         }
     }
@@ -51,14 +54,15 @@ pub const fn excess(used: u64, quota: u64) -> u64 {
 
 /// What goes, in this order, so that `excess` bytes are freed, or all that can be.
 pub fn victims(mut candidates: Vec<Candidate>, excess: u64) -> Vec<Candidate> {
-    candidates.retain(|candidate| !candidate.in_use);
+    candidates.retain(|candidate| !candidate.in_use && candidate.bytes > 0);
     candidates.sort_unstable_by_key(|c| (c.what, c.last_use, c.digest));
-    let mut freed = 0_u64;
-    candidates.retain(|candidate| {
-        let wanted = freed < excess;
-        if wanted {
-            freed = freed.saturating_add(candidate.bytes);
+    let mut left = excess;
+    candidates.retain_mut(|candidate| {
+        let wanted = left > 0;
+        if candidate.what == What::Chunks {
+            candidate.bytes = candidate.bytes.min(left);
         }
+        left = left.saturating_sub(candidate.bytes);
         wanted
     });
     candidates
@@ -72,9 +76,9 @@ mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
     fn candidate((what, bytes, age, in_use): (u8, u32, u16, bool)) -> Candidate {
-        let all = [What::WholeBlob, What::PartialBlob, What::Data, What::Objects];
+        let all = [What::WholeBlob, What::PartialBlob, What::Data, What::Chunks, What::Objects];
         Candidate {
-            what: all[usize::from(what % 4)],
+            what: all[usize::from(what % 5)],
             digest: Digest::of(&[what]),
             bytes: u64::from(bytes),
             last_use: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(age)),
@@ -93,6 +97,7 @@ mod tests {
         };
         let all = vec![
             row(What::Objects, 0, false),
+            row(What::Chunks, 7, false),
             row(What::Data, 1, false),
             row(What::Data, 2, true),
             row(What::WholeBlob, 9, false),
@@ -107,7 +112,8 @@ mod tests {
             (11, vec![8, 9]),
             (25, vec![8, 9, 4]),
             (31, vec![8, 9, 4, 1]),
-            (u64::MAX, vec![8, 9, 4, 1, 0]),
+            (41, vec![8, 9, 4, 1, 7]),
+            (u64::MAX, vec![8, 9, 4, 1, 7, 0]),
         ] {
             let expected: Vec<_> = expected.into_iter().map(|age| Digest::of(&[age])).collect();
             let chosen: Vec<_> = victims(all.clone(), excess).iter().map(|c| c.digest).collect();
@@ -122,6 +128,15 @@ mod tests {
         {
             assert_eq!(excess(used, quota), expected, "{used} of {quota}");
         }
+    }
+
+    #[test]
+    fn chunks_go_in_part() {
+        let what = What::Chunks;
+        let last_use = SystemTime::UNIX_EPOCH;
+        let row = Candidate { what, digest: Digest::of(b""), bytes: 100, last_use, in_use: false };
+        let bytes = |excess| -> u64 { victims(vec![row; 2], excess).iter().map(|c| c.bytes).sum() };
+        assert_eq!([0, 30, 130, 500].map(bytes), [0, 30, 130, 200]);
     }
 
     proptest! {

@@ -11,6 +11,7 @@
 //!
 //! The directory's modification time is the layer's last use.
 
+mod cold;
 mod data;
 
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skimmer_proto::{Digest, PieceTable, piece_table};
 use tracing::warn;
 
+pub use self::cold::{Hold, Keep, Spans};
 pub use self::data::LayerData;
 use crate::disk;
 use crate::space::Space;
@@ -251,6 +253,19 @@ impl LayerFiles {
         disk::remove(&self.dir.join(NEW_DATA))
             .map_err(|source| Error::Remove { blob: self.blob, source })?;
         Ok(true)
+    }
+
+    /// Bytes that [`Self::punch_cold`] can free, about. 0 also while the files are being changed.
+    pub(crate) fn cold_bytes(&self) -> u64 {
+        let data = self.data.try_lock().map_or(None, |data| data.clone());
+        data.map_or(0, |data| data.cold_bytes())
+    }
+
+    /// Frees `wanted` bytes of chunks that nobody reads, if there are so many, though the data file is
+    /// in use. The bytes freed.
+    pub(crate) fn punch_cold(&self, wanted: u64) -> Result<u64, Error> {
+        let data = self.data().clone();
+        data.map_or(Ok(0), |data| data.punch_cold(wanted))
     }
 
     /// Removes everything, if nobody has the data file open. Whether it did.

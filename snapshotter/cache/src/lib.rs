@@ -15,7 +15,7 @@ mod upkeep;
 
 pub use blob::{Blob, PullThrough};
 pub use cache::{Cache, Config, Held, Pin, Usage, WeakCache};
-pub use layer::{LayerData, LayerFiles, LayerObjects};
+pub use layer::{Hold, LayerData, LayerFiles, LayerObjects, Spans};
 pub use source::{
     Blame, BlobKind, BlobRef, ByteStream, Class, Delivery, FetchError, Order, Origin, PieceSource,
     PieceStream, Source, Sources, Urgent, Via,

@@ -163,7 +163,13 @@ impl Inner {
             let data = layer::data_allocated(dir)?;
             let objects = disk::allocated(dir)?.saturating_sub(data);
             let in_use = self.open().is_layer_used(digest);
-            for (what, bytes) in [(What::Data, data), (What::Objects, objects)] {
+            let open = in_use.then(|| self.open().layers.get(&digest).cloned()).flatten();
+            let cold = open.map_or(0, |files| files.cold_bytes()).min(data);
+            for (what, bytes, in_use) in [
+                (What::Data, data - cold, in_use),
+                (What::Chunks, cold, false),
+                (What::Objects, objects, in_use),
+            ] {
                 all.push(Candidate { what, digest, bytes, last_use, in_use });
             }
             Ok(())
@@ -201,19 +207,21 @@ impl Inner {
         let mut freed = 0;
         for victim in victims {
             let (what, digest, bytes) = (victim.what.name(), victim.digest, victim.bytes);
+            let whole = |gone| if gone { bytes } else { 0 };
             let evicted = match victim.what {
-                What::WholeBlob | What::PartialBlob => self.evict_blob(digest),
-                What::Data => self.evict_layer(digest, layer::LayerFiles::evict_data),
-                What::Objects => self.evict_layer(digest, layer::LayerFiles::evict),
+                What::WholeBlob | What::PartialBlob => self.evict_blob(digest).map(whole),
+                What::Data => self.evict_layer(digest, layer::LayerFiles::evict_data).map(whole),
+                What::Chunks => self.evict_chunks(digest, bytes),
+                What::Objects => self.evict_layer(digest, layer::LayerFiles::evict).map(whole),
             };
             match evicted {
-                Ok(true) => {
+                Ok(0) => {}
+                Ok(bytes) => {
                     debug!(what, %digest, bytes, "evicted");
                     freed += bytes;
                     let label = Evicted { what };
                     self.shared.metrics.evicted.get_or_create(&label).inc_by(bytes);
                 }
-                Ok(false) => {}
                 Err(error) => warn!(what, %digest, %error, "could not be evicted"),
             }
         }
@@ -254,6 +262,12 @@ impl Inner {
         }
         // Whoever opens the data file meanwhile waits, then finds it empty.
         evict(&self.layer_files(digest)).map_err(io::Error::other)
+    }
+
+    /// Frees `wanted` bytes of chunks of a layer in use, or as many as there are that nobody reads.
+    fn evict_chunks(&self, digest: Digest, wanted: u64) -> io::Result<u64> {
+        let files = self.open().layers.get(&digest).cloned();
+        files.map_or(Ok(0), |files| files.punch_cold(wanted).map_err(io::Error::other))
     }
 }
 

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::fcntl::{FallocateFlags, fallocate};
 use skimmer_proto::Digest;
 use tracing::warn;
 
+use super::cold::Use;
 use super::{CHUNKS, DATA, Error};
 use crate::bits::{self, Bits, Shape};
 use crate::disk;
@@ -35,6 +35,7 @@ pub struct LayerData {
     /// Held while a checkpoint is written. True once the file has been removed: it has no
     /// checkpoint any more.
     retired: Mutex<bool>,
+    pub(super) usage: Use,
     space: Arc<Space>,
 }
 
@@ -93,6 +94,7 @@ impl LayerData {
             present,
             dirty: AtomicBool::new(false),
             retired: Mutex::new(false),
+            usage: Use::new(shape.bits),
             space: Arc::clone(space),
         }
     }
@@ -166,21 +168,14 @@ impl LayerData {
         })
     }
 
-    /// Frees the disk space of `chunks`, which occupy `bytes` of the file. The caller keeps readers
-    /// and writers of these chunks away meanwhile. Blocks.
-    pub fn punch(&self, chunks: Range<usize>, bytes: Range<u64>) -> Result<(), Error> {
-        let blob = self.blob;
-        for chunk in chunks {
-            self.present.clear(chunk);
-        }
+    pub(super) const fn blob(&self) -> Digest {
+        self.blob
+    }
+
+    /// The chunk counts as absent from now on. The caller keeps readers away meanwhile.
+    pub(super) fn forget(&self, chunk: usize) {
+        self.present.clear(chunk);
         self.dirty.store(true, Ordering::Release);
-        self.checkpoint()?;
-        let signed = |n: u64| libc::off_t::try_from(n).map_err(io::Error::other);
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let punch = |start, len| fallocate(&self.file, hole, start, len).map_err(io::Error::from);
-        signed(bytes.start)
-            .and_then(|start| punch(start, signed(bytes.end.saturating_sub(bytes.start))?))
-            .map_err(|source| Error::Punch { blob, source })
     }
 
     /// Whether `subject` is what cuts the file into chunks.

@@ -1,13 +1,14 @@
 //! What goes when the quota is reached, and what stays.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::registry::Registry;
-use skimmer_cache::{Cache, Config, Sources};
+use skimmer_cache::{Cache, Config, Sources, Spans};
 use skimmer_proto::{Digest, Geometry, PieceTable};
 
 use crate::twin::{Twin, bytes, config, open, pulled, table};
@@ -110,6 +111,47 @@ async fn blobs_go_before_layers_and_the_least_recently_used_first() {
     assert!(!dir(root, "layers-v1", pinned).exists());
     assert!(cache.usage().used_bytes < MIB);
     assert!(!files.open_data(2 * MIB, 2).unwrap().has(0));
+}
+
+/// Chunk `n` is the MiB number `n`.
+struct Mebibytes;
+
+impl Spans for Mebibytes {
+    fn spans(&self, chunk: usize) -> Vec<Range<u64>> {
+        let start = chunk as u64 * MIB;
+        std::iter::once(start..start + MIB).collect()
+    }
+}
+
+#[tokio::test]
+async fn chunks_that_nobody_reads_of_a_layer_in_use_go_last() {
+    let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());
+    let cache = small(root.path(), &twin, 12 * MIB);
+    let unused = layer(&cache, b"unused").await;
+    let used = Digest::of(b"used");
+    let _pin = cache.pin_layer(used);
+    let data = cache.layer(used).unwrap().open_data(20 * MIB, 20).unwrap();
+    let spans: Arc<dyn Spans> = Arc::new(Mebibytes);
+    data.allow_punching(Arc::downgrade(&spans));
+    data.touch(0);
+    let content = bytes(16 << 20, 8);
+    data.file().write_all_at(&content, 0).unwrap();
+    (0..16).for_each(|chunk| data.mark(chunk));
+    until("within the quota", || {
+        !dir(root.path(), "layers-v1", unused).join("data").exists() && data.present() < 13
+    })
+    .await;
+    until("usage is known", || cache.usage().used_bytes <= 12 * MIB).await;
+    assert!(data.present() >= 9, "no more than had to go: {}", data.present());
+    assert!(data.has(0), "somebody reads that");
+    for chunk in (0..16).filter(|chunk| data.has(*chunk)) {
+        let mut back = vec![0; 1 << 20];
+        data.file().read_exact_at(&mut back, chunk as u64 * MIB).unwrap();
+        assert!(back == content[chunk << 20..(chunk + 1) << 20], "chunk {chunk}");
+    }
+    let before = data.present();
+    cache.prune().await.unwrap();
+    assert_eq!(data.present(), before, "it is in use");
 }
 
 #[tokio::test]

@@ -134,23 +134,6 @@ async fn a_decoded_layer_is_adopted_whole() {
 }
 
 #[tokio::test]
-async fn punched_chunks_are_gone_from_bitmap_and_disk() {
-    let (dir, cache) = setup();
-    let files = cache.layer(blob()).unwrap();
-    stored(&files, b"index");
-    let data = files.open_data(4 * MIB, 4).unwrap();
-    data.file().write_all_at(&bytes(4 << 20, 6), 0).unwrap();
-    (0..4).for_each(|chunk| data.mark(chunk));
-    data.checkpoint().unwrap();
-    let before = files.allocated().unwrap();
-    data.punch(1..3, MIB..3 * MIB).unwrap();
-    assert_eq!(data.missing(0..4), [1, 2]);
-    assert!(files.allocated().unwrap() <= before - 2 * MIB);
-    let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
-    assert_eq!(files.open_data(4 * MIB, 4).unwrap().missing(0..4), [1, 2]);
-}
-
-#[tokio::test]
 async fn a_removed_layer_can_still_be_read_by_who_has_it_open() {
     let (_dir, cache) = setup();
     let files = cache.layer(blob()).unwrap();
