@@ -8,37 +8,36 @@
 //! - A chunk is marked present after its bytes, and what the overflow area has of them, are written.
 //! - Nothing is marked that hasn't been verified: the pieces before they are decoded or, where the
 //!   blob has no piece table, what the chunk decoded to (see [`Proof`]).
+//! - Once a fill is [condemned](Fill::condemn), nobody reads by it any more.
+
+mod lies;
+mod streak;
+mod write;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, join_all};
 use sha2::{Digest as _, Sha256};
-use skimmer_cache::{Blob, Class, LayerData};
+use skimmer_cache::{Blob, Class, LayerData, Spans};
 use skimmer_index::chunk::ChunkDecoder;
-use skimmer_index::erofs::Copy;
 use skimmer_index::index::LayerIndex;
 use skimmer_proto::Digest;
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
-use crate::sparse;
+use lies::Lies;
+use streak::Streak;
+use write::Writer;
+pub use write::copy_within;
 
 /// How much of the blob is read, and decoded, at a time.
 const STEP_BYTES: usize = 256 << 10;
-
-/// Chunks decoded ahead of a reader that reads on and on, at most.
-const AHEAD: usize = 4;
-
-/// Chunks that a reader has to wait for one after the other before one more is decoded ahead. Most
-/// files end sooner: the chunks behind them are somebody else's.
-const STREAK: usize = 3;
 
 /// Pauses between attempts to get bytes that a reader waits for: doubled up to the last.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -62,9 +61,16 @@ pub enum Error {
     Write { chunk: usize, source: io::Error },
     #[error("decoding chunk {chunk} was interrupted")]
     Interrupted { chunk: usize },
+    #[error("the layer turned out not to be what it was mounted for; start its containers anew")]
+    Condemned,
 }
 
 impl Error {
+    /// Whether the bytes that came aren't those that should.
+    const fn is_wrong(&self) -> bool {
+        matches!(self, Self::Decode { .. } | Self::Content { .. })
+    }
+
     fn is_disk_full(&self) -> bool {
         matches!(self, Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
@@ -111,6 +117,8 @@ pub struct Fill {
     metrics: Arc<Metrics>,
     jobs: Mutex<BTreeMap<usize, Job>>,
     streak: Mutex<Streak>,
+    lies: Mutex<Lies>,
+    condemned: AtomicBool,
 }
 
 impl Fill {
@@ -133,6 +141,8 @@ impl Fill {
             metrics,
             jobs: Mutex::default(),
             streak: Mutex::default(),
+            lies: Mutex::default(),
+            condemned: AtomicBool::new(false),
         }
     }
 
@@ -148,8 +158,30 @@ impl Fill {
         &self.blob
     }
 
-    /// Whether `range` of the data file can be read.
+    /// The layer is wrong: from now on reads by this fill fail, also of bytes that are there. Waits for
+    /// those under way.
+    pub fn condemn(&self) {
+        self.condemned.store(true, Ordering::Release);
+        self.data.settle();
+    }
+
+    fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Somebody reads `range` of the data file: what is there of it stays.
+    pub fn touch(&self, range: &Range<u64>) {
+        if !self.data.complete() {
+            let runs = self.index.chunks_covering(range.clone());
+            runs.into_iter().flatten().for_each(|chunk| self.data.touch(chunk));
+        }
+    }
+
+    /// Whether `range` of the data file can be read. True for as long as the data file is held.
     pub fn has(&self, range: &Range<u64>) -> bool {
+        if self.is_condemned() {
+            return false;
+        }
         self.data.complete()
             || self.index.chunks_covering(range.clone()).into_iter().all(|run| self.has_run(run))
     }
@@ -161,6 +193,9 @@ impl Fill {
     /// A reader waits for `ranges` of the data file. Completes when they are there, or fails when
     /// the deadline has passed.
     pub async fn fault(self: &Arc<Self>, ranges: &[Range<u64>]) -> Result<(), Arc<Error>> {
+        if self.is_condemned() {
+            return Err(Arc::new(Error::Condemned));
+        }
         let covering = ranges.iter().flat_map(|range| self.index.chunks_covering(range.clone()));
         let mut missing: Vec<usize> =
             covering.flatten().filter(|chunk| !self.data.has(*chunk)).collect();
@@ -203,11 +238,20 @@ impl Fill {
             }
             return job.clone();
         }
+        if let Some(error) = self.lies().of(chunk, Instant::now()) {
+            return std::future::ready(Err(error)).boxed().shared();
+        }
         let this = Arc::clone(self);
         let running = tokio::spawn(async move {
-            let result = this.fetch_and_decode(chunk, class).await;
+            let result = this.fetch_and_decode(chunk, class).await.map_err(Arc::new);
+            if let Err(error) = &result
+                && error.is_wrong()
+                && this.is_unvouched()
+            {
+                this.lies().note(chunk, Instant::now(), Arc::clone(error));
+            }
             this.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&chunk);
-            result.map_err(Arc::new)
+            result
         });
         let ended = move |joined: Result<_, _>| {
             joined.unwrap_or_else(|_| Err(Arc::new(Error::Interrupted { chunk })))
@@ -228,13 +272,21 @@ impl Fill {
 
     async fn fetch_and_decode(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
         let done = self.attempt(chunk, class).await;
-        let wrong = matches!(done, Err(Error::Decode { .. } | Error::Content { .. }));
-        if !wrong || matches!(self.proof, Proof::Pieces) {
+        if !done.as_ref().is_err_and(Error::is_wrong) || !self.is_unvouched() {
             return done;
         }
         // Nothing had vouched for the bytes: the next ones may be better.
         self.blob.forget(self.index.chunks[chunk].blob.clone());
         self.attempt(chunk, class).await
+    }
+
+    /// Whether nothing vouches for the blob's bytes before they are decoded.
+    const fn is_unvouched(&self) -> bool {
+        matches!(self.proof, Proof::Chunks(_))
+    }
+
+    fn lies(&self) -> std::sync::MutexGuard<'_, Lies> {
+        self.lies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attempt(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
@@ -291,6 +343,7 @@ impl Fill {
 
     /// Decodes `chunk` from the blob on disk to its place in the data file.
     fn decode(&self, chunk: usize) -> Result<(), Error> {
+        let _hold = self.data.hold();
         if self.data.has(chunk) {
             return Ok(());
         }
@@ -336,101 +389,10 @@ impl Fill {
     }
 }
 
-/// The chunks, one behind the other, that readers waited for last.
-#[derive(Debug, Default)]
-struct Streak {
-    chunks: Range<usize>,
-}
-
-impl Streak {
-    /// Readers now wait for `run`: how many chunks behind it are worth decoding ahead.
-    fn extend(&mut self, run: Range<usize>) -> usize {
-        // Several reads wait for one chunk, and nobody waits for what was decoded ahead.
-        let reach = self.chunks.start..=self.chunks.end + self.ahead();
-        if !self.chunks.is_empty() && reach.contains(&run.start) {
-            self.chunks.end = run.end.max(self.chunks.end);
-        } else {
-            self.chunks = run;
-        }
-        self.ahead()
-    }
-
-    fn ahead(&self) -> usize {
-        self.chunks.len().saturating_sub(STREAK).min(AHEAD)
-    }
-}
-
-/// Collects decoded bytes into large writes at consecutive offsets.
-pub struct Writer<'a> {
-    file: &'a File,
-    at: u64,
-    buffer: Vec<u8>,
-    /// The first failure; what comes after it is dropped.
-    failed: Option<io::Error>,
-}
-
-impl<'a> Writer<'a> {
-    const BUFFER_BYTES: usize = 1 << 20;
-
-    pub fn new(file: &'a File, at: u64) -> Self {
-        Self { file, at, buffer: Vec::new(), failed: None }
-    }
-
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= Self::BUFFER_BYTES {
-            self.write();
-        }
-    }
-
-    pub fn finish(mut self) -> io::Result<()> {
-        self.write();
-        self.failed.map_or(Ok(()), Err)
-    }
-
-    fn write(&mut self) {
-        if self.failed.is_none() {
-            self.failed = sparse::write_all_at(self.file, &self.buffer, self.at).err();
-        }
-        self.at += self.buffer.len() as u64;
-        self.buffer.clear();
-    }
-}
-
-/// Puts bytes of the tar a second time into the overflow area.
-pub fn copy_within(file: &File, copy: Copy) -> io::Result<()> {
-    let mut buffer = Vec::new();
-    let (mut from, mut to, mut left) = (copy.from, copy.to, copy.len);
-    while left > 0 {
-        let step = usize::try_from(left).unwrap_or(usize::MAX).min(Writer::BUFFER_BYTES);
-        buffer.resize(step, 0);
-        file.read_exact_at(&mut buffer, from)?;
-        file.write_all_at(&buffer, to)?;
-        let step = step as u64;
-        (from, to, left) = (from + step, to + step, left - step);
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streaks() {
-        let check = |runs: &[Range<usize>], expected: &[usize]| {
-            let mut streak = Streak::default();
-            let ahead: Vec<usize> = runs.iter().map(|run| streak.extend(run.clone())).collect();
-            assert_eq!(ahead, expected, "{runs:?}");
-        };
-        check(&[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8], &[0, 0, 0, 1, 2, 3, 4, 4]);
-        // Several reads wait for the same chunk.
-        check(&[5..6, 5..6, 6..7, 6..7, 7..8, 8..9, 8..9], &[0, 0, 0, 0, 0, 1, 1]);
-        // What was decoded ahead is not waited for.
-        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 3, 4]);
-        // Leaps, back or far ahead, end it.
-        check(&[0..4, 9..10, 10..11], &[1, 0, 0]);
-        check(&[5..9, 2..3, 3..4], &[1, 0, 0]);
-        check(&[0..1, 2..3, 4..5, 6..7], &[0, 0, 0, 0]);
+impl Spans for Fill {
+    fn spans(&self, chunk: usize) -> Vec<Range<u64>> {
+        let own = self.index.chunks.get(chunk).map(|chunk| chunk.data.clone());
+        let copies = self.index.copies_from(chunk).into_iter();
+        own.into_iter().chain(copies.map(|copy| copy.to..copy.to + copy.len)).collect()
     }
 }

@@ -9,11 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyData};
+use skimmer_cache::Hold;
 use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::buffers::Buffers;
+
+/// How often what a reader has waited for may go again before it is read.
+const ATTEMPTS: usize = 3;
 
 /// The bytes behind a mount: a data file that may have gaps.
 pub trait Content: Send + Sync + 'static {
@@ -28,7 +32,13 @@ pub trait Content: Send + Sync + 'static {
     /// Length of the data file.
     fn data_len(&self) -> u64;
 
-    /// Whether all of `range` of the data file can be read now.
+    /// Nothing that is there goes while this lives.
+    fn hold(&self) -> Hold<'_>;
+
+    /// Somebody reads `range` of the data file. Said before [`Content::has`] is asked.
+    fn touch(&self, range: &Range<u64>);
+
+    /// Whether all of `range` of the data file can be read; to be asked under [`Content::hold`].
     fn has(&self, range: &Range<u64>) -> bool;
 
     /// Completes once [`Content::has`] all of `ranges`; fails only after the deadline.
@@ -82,52 +92,68 @@ impl<C: Content> Reader<C> {
         }
         let extents = joined(self.inodes().extents(inode.nid, offset..end));
         let request = Read { inode: inode.nid, range: offset..end, extents };
-        let mut missing = request.ranges();
-        missing.retain(|range| !self.content.has(range));
-        if missing.is_empty() {
-            return self.answer(&request, reply);
+        let ranges = request.ranges();
+        ranges.iter().for_each(|range| self.content.touch(range));
+        if let Some(reply) = self.answer(&request, &ranges, reply) {
+            let this = Arc::clone(self);
+            self.runtime.spawn(async move { this.answer_later(request, ranges, reply).await });
         }
-        let this = Arc::clone(self);
-        self.runtime.spawn(async move { this.answer_later(request, missing, reply).await });
     }
 
     async fn answer_later(
         self: Arc<Self>,
         request: Read,
-        missing: Vec<Range<u64>>,
-        reply: ReplyData,
+        ranges: Vec<Range<u64>>,
+        mut reply: ReplyData,
     ) {
         let started = Instant::now();
         let Ok(_permit) = self.waiting.acquire().await else {
             return reply.error(Errno::EIO);
         };
-        let ensured = self.content.ensure(&missing).await;
-        self.content.waited(started.elapsed());
-        match ensured {
-            Ok(()) => {
-                let this = Arc::clone(&self);
-                // A reply that is dropped unsent answers EIO by itself.
-                let _ = tokio::task::spawn_blocking(move || this.answer(&request, reply)).await;
+        let wanted = Arc::new((request, ranges));
+        for _ in 0..ATTEMPTS {
+            let ensured = self.content.ensure(&wanted.1).await;
+            self.content.waited(started.elapsed());
+            if let Err(error) = ensured {
+                self.content.failed(wanted.0.inode, &error);
+                return reply.error(Errno::EIO);
             }
-            Err(error) => {
-                self.content.failed(request.inode, &error);
-                reply.error(Errno::EIO);
+            let (this, wanted) = (Arc::clone(&self), Arc::clone(&wanted));
+            let answered =
+                tokio::task::spawn_blocking(move || this.answer(&wanted.0, &wanted.1, reply));
+            match answered.await {
+                Ok(Some(unanswered)) => reply = unanswered,
+                // A reply that is dropped unsent answers EIO by itself.
+                Ok(None) | Err(_) => return,
             }
         }
+        self.content.failed(wanted.0.inode, &io::Error::other("what was fetched went again"));
+        reply.error(Errno::EIO);
     }
 
-    /// Answers a read whose bytes are all there.
-    fn answer(&self, request: &Read, reply: ReplyData) {
+    /// Answers a read, if the bytes of its `ranges` are all there; hands back the reply if not.
+    fn answer(&self, request: &Read, ranges: &[Range<u64>], reply: ReplyData) -> Option<ReplyData> {
         let Ok(len) = usize::try_from(request.range.end - request.range.start) else {
-            return reply.error(Errno::EIO);
+            reply.error(Errno::EIO);
+            return None;
         };
-        self.buffers.with(len, |buffer| match request.gather(self.content.file(), buffer) {
-            Ok(()) => reply.data(buffer),
-            Err(error) => {
-                self.content.failed(request.inode, &error);
-                reply.error(Errno::EIO);
+        self.buffers.with(len, |buffer| {
+            let gathered = {
+                let _hold = self.content.hold();
+                if !ranges.iter().all(|range| self.content.has(range)) {
+                    return Some(reply);
+                }
+                request.gather(self.content.file(), buffer)
+            };
+            match gathered {
+                Ok(()) => reply.data(buffer),
+                Err(error) => {
+                    self.content.failed(request.inode, &error);
+                    reply.error(Errno::EIO);
+                }
             }
-        });
+            None
+        })
     }
 }
 

@@ -59,6 +59,8 @@ impl Layer {
         if let Some(toc) = open.toc {
             return self.replace_toc(&open, toc).await;
         }
+        // Until it has been verified.
+        let _keep = open.fill.data().keep();
         let chunks = open.fill.index().chunks.len();
         for first in (0..chunks).step_by(RUN) {
             let run = first..chunks.min(first + RUN);

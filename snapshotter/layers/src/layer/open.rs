@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::Mmap;
-use skimmer_cache::{Class, LayerData, LayerFiles, LayerObjects, Pin};
+use skimmer_cache::{Class, Hold, LayerData, LayerFiles, LayerObjects, Pin};
 use skimmer_index::build::Built;
 use skimmer_index::chunk::Chunk;
 use skimmer_index::erofs::{Inodes, Nid};
@@ -188,8 +188,16 @@ impl Open {
         }
     }
 
+    /// Ends all reading of the layer: mounts that containers still use answer EIO.
+    pub async fn condemn(&self) {
+        let fill = Arc::clone(&self.fill);
+        // It waits for reads under way, which don't panic.
+        let _ = tokio::task::spawn_blocking(move || fill.condemn()).await;
+    }
+
     /// Removes everything that is known of the layer and its blob.
     pub async fn purge(&self, shared: &Shared) {
+        self.condemn().await;
         let layer = self.files.blob();
         shared.forget_proved(layer);
         if let Err(error) = self.fill.blob().distrust().await {
@@ -252,6 +260,7 @@ impl Parts {
             Arc::clone(&shared.metrics),
         );
         let fill = Arc::new(fill);
+        fill.data().allow_punching(Arc::downgrade(&fill) as _);
         Ok(Open { fill, index_bytes, inodes: Arc::new(inodes), toc, files, proved, _pin: pin })
     }
 }
@@ -290,6 +299,14 @@ impl Content for LayerContent {
 
     fn data_len(&self) -> u64 {
         self.fill.data().len()
+    }
+
+    fn hold(&self) -> Hold<'_> {
+        self.fill.data().hold()
+    }
+
+    fn touch(&self, range: &Range<u64>) {
+        self.fill.touch(range);
     }
 
     fn has(&self, range: &Range<u64>) -> bool {

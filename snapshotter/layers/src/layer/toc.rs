@@ -101,6 +101,7 @@ impl Layer {
             // The index that was built is proved: the next to want the layer gets the truth.
             Err(cause) => {
                 self.shared.record_wrong_toc(spec.blob.digest);
+                lazy.condemn().await;
                 Err(self.expose(cause))
             }
         }

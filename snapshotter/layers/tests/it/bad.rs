@@ -1,5 +1,7 @@
 //! Layers that are not what they claim to be.
 
+use std::os::unix::fs::FileExt;
+
 use skimmer_layers::{Cause, State, pull};
 use skimmer_proto::{Digest, PieceTable};
 
@@ -73,9 +75,19 @@ async fn an_index_that_lies_about_the_diff_id_is_purged_on_completion() {
     let bundle = [b"SKBUNDL1".as_slice(), &length, &table, &shown.encoded].concat();
     node.layers.import(bundle).await.unwrap();
     let layer = node.layers.begin(lie);
-    layer.mount().await.unwrap();
+    let path = layer.mount().await.unwrap().path.join("file");
+    // A container that goes on using what is unmounted.
+    let open = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(path).unwrap();
+        file.read_exact_at(&mut [0; 10], 0).unwrap();
+        file
+    });
+    let open = open.await.unwrap();
     let failure = layer.complete().await.expect_err("a lie");
     assert!(matches!(failure.cause, Cause::Verify { .. }), "{failure:?}");
+    let read = tokio::task::spawn_blocking(move || open.read_exact_at(&mut [0; 10], 2 << 20));
+    let error = read.await.unwrap().expect_err("wrong bytes");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
     assert!(matches!(layer.state(), State::Failed { .. }));
     assert!(node.layers.show(honest.blob.digest).is_err(), "it was purged");
     node.layers.begin(honest).ready().await.unwrap();

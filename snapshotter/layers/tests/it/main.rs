@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod bad;
+mod cold;
 mod lazy;
 mod node;
 mod toc;

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 pub struct Node {
     // Before the directory: unmounts when dropped, also in a panic.
     pub layers: Layers,
+    pub cache: Cache,
     pub source: Arc<Memory>,
     pub directory: TempDir,
     trust_toc: bool,
@@ -45,6 +46,7 @@ impl Node {
         let mut config = skimmer_cache::Config::new(root.join("cache"));
         config.deadline = deadline;
         config.quota_bytes = Some(4 << 30);
+        config.eviction_delay = Duration::ZERO;
         let cache =
             Cache::open(config, skimmer_cache::Sources::only(source.clone()), &mut registry)
                 .unwrap();
@@ -53,15 +55,15 @@ impl Node {
         config.min_layer_bytes = 0;
         config.background_delay = None;
         config.trust_toc = trust_toc;
-        let layers = Layers::open(config, cache, &store, &mut registry).unwrap();
-        Self { layers, source, directory, trust_toc }
+        let layers = Layers::open(config, cache.clone(), &store, &mut registry).unwrap();
+        Self { layers, cache, source, directory, trust_toc }
     }
 
     /// A second life over the same files.
     pub async fn restart(self) -> Self {
-        let Self { layers, source, directory, trust_toc } = self;
+        let Self { layers, cache, source, directory, trust_toc } = self;
         layers.drain();
-        drop(layers);
+        drop((layers, cache));
         // RocksDB lets one process in at a time: wait until what still runs has let go of it.
         let lock = directory.path().join("meta");
         for _ in 0..200 {

@@ -1,6 +1,7 @@
 //! Layers mounted by the TOC inside their blob: those that it describes, and those that it lies about.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use skimmer_cache::source::memory::Memory;
 use skimmer_layers::layer::VerifyError;
@@ -195,6 +196,20 @@ async fn bytes_damaged_on_their_way_are_fetched_again() {
     let path = layer.mount().await.unwrap().path.join("file");
     assert_eq!(read(&path).await.expect_err("damaged").raw_os_error(), Some(libc::EIO));
     source.put(spec.blob.digest, blob);
-    assert!(read(&path).await.unwrap() == content);
+    // That they were wrong, twice, is remembered for a while.
+    let (served, started) = (source.served(), Instant::now());
+    let again = read(&path).await;
+    if started.elapsed() < Duration::from_secs(5) {
+        again.expect_err("not asked again so soon");
+        assert!(source.served() - served < 4 << 20, "{}", source.served() - served);
+    }
+    let back = loop {
+        match read(&path).await {
+            Ok(back) => break back,
+            Err(_) => assert!(started.elapsed() < Duration::from_secs(60), "never"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert!(back == content);
     layer.complete().await.unwrap();
 }
