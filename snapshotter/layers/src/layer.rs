@@ -15,6 +15,7 @@ mod error;
 mod implicit;
 mod open;
 mod toc;
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,9 +28,9 @@ use crate::fuse::LayerFs;
 use crate::layers::Shared;
 use crate::mount::{Mount, error_chain};
 use crate::state::{Action, Event, Machine, State};
-pub use complete::Error as VerifyError;
 pub use error::{Cause, LayerError};
 pub(crate) use open::Open;
+pub use verify::Error as VerifyError;
 
 /// A layer of an image, as the image's manifest and config describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]

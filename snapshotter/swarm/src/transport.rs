@@ -29,7 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use skimmer_cache::Class;
+pub use skimmer_cache::Class;
 use skimmer_identity::{Membership, PeerId, SignedValue};
 use skimmer_proto::{Digest, Geometry, PieceSet, Scope, TaskId};
 use tokio::sync::mpsc;

@@ -82,6 +82,11 @@ impl<B: AsRef<[u8]>> Inodes<B> {
         Ok(Self { bytes, inodes, starts, any_xattrs })
     }
 
+    /// The whole image.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
     pub fn root(&self) -> Nid {
         format::ROOT
     }

@@ -93,6 +93,39 @@ async fn an_index_that_lies_about_the_diff_id_is_purged_on_completion() {
     node.layers.begin(honest).ready().await.unwrap();
 }
 
+/// Every byte of the layer is right, and every piece; but files have others' names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_lies_about_files_is_purged_on_completion() {
+    let first = Node::new();
+    let tars = ["right", "wrong"].map(|name| tar(&[(name, noise(3 << 20, 5))]));
+    // Not compressed, so that the same chunks fit both.
+    let [honest, other] = tars.map(|tar| {
+        let spec = spec(&tar, Digest::of(&tar));
+        first.source.put(spec.blob.digest, tar);
+        spec
+    });
+    let mut shown = Vec::new();
+    for spec in [&honest, &other] {
+        first.layers.begin(spec.clone()).ready().await.unwrap();
+        shown.push(first.layers.show(spec.blob.digest).unwrap());
+    }
+    let (table, index) = (&shown[0].table, &shown[1].encoded);
+    let values = (0..table.geometry.pieces()).map(|piece| *table.value(piece).unwrap()).collect();
+    let table =
+        PieceTable::new(table.geometry, table.blob, table.diff_id, Digest::of(index), values);
+    let table = table.unwrap().encode();
+    let length = (table.len() as u64).to_le_bytes();
+    let bundle = [b"SKBUNDL1".as_slice(), &length, &table, index].concat();
+    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    node.layers.import(bundle).await.unwrap();
+    let layer = node.layers.begin(honest.clone());
+    let path = layer.mount().await.unwrap().path;
+    assert!(read(&path.join("wrong")).await.is_ok(), "the lie is believed until then");
+    let failure = layer.complete().await.expect_err("a lie");
+    assert!(matches!(failure.cause, Cause::Verify { .. }), "{failure:?}");
+    assert!(node.layers.show(honest.blob.digest).is_err(), "it was purged");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_tar_fails_with_the_reason() {
     let node = Node::new();

@@ -2,7 +2,7 @@
 //!
 //! A record is believed if a seed peer signed it, or two distinct nodes signed the same table.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// Nodes that must have said the same where none is a seed peer.
 const WITNESSES: usize = 2;
 
+/// Wrong tables remembered.
+const LIES: usize = 1024;
+
 /// Called with a blob and its table's digest when both have been found to be lies.
 pub type OnPurge = Box<dyn Fn(Digest, Digest) + Send + Sync>;
 
@@ -38,6 +41,8 @@ pub struct Found {
     published: Mutex<BTreeMap<Digest, (wire::Task, wire::IndexRecord)>>,
     /// Who vouched for what this node believed.
     believed: Mutex<HashMap<Digest, (Digest, BTreeSet<PeerId>)>>,
+    /// Tables that this node has found to be wrong, the first found first.
+    lies: Mutex<VecDeque<Digest>>,
     on_purge: OnceLock<OnPurge>,
 }
 
@@ -47,6 +52,21 @@ pub struct Objects {
     pub table: PieceTable,
     /// Encoded.
     pub index: Vec<u8>,
+}
+
+impl Found {
+    /// The table isn't believed again, whoever vouches for it.
+    fn remember_lie(&self, table: Digest) {
+        let mut lies = lock(&self.lies);
+        if lies.len() >= LIES {
+            lies.pop_front();
+        }
+        lies.push_back(table);
+    }
+
+    fn is_lie(&self, table: &Digest) -> bool {
+        lock(&self.lies).contains(table)
+    }
 }
 
 impl Swarm {
@@ -85,6 +105,7 @@ impl Swarm {
             let Some((table, signers)) = lock(&inner.indexes.believed).remove(&blob) else {
                 return;
             };
+            inner.indexes.remember_lie(table);
             let standing = inner.standing(&scope_of).await;
             let task = TaskId::of(&standing.scope, &blob);
             for signer in signers {
@@ -164,6 +185,7 @@ impl Inner {
         let mut by_table: BTreeMap<Digest, (bool, BTreeSet<PeerId>)> = BTreeMap::new();
         for record in records {
             match statement::check_index(record, &trust, unix_now()) {
+                Ok(checked) if self.indexes.is_lie(&checked.table) => {}
                 Ok(checked) if checked.blob == blob.digest => {
                     let (seed, signers) = by_table.entry(checked.table).or_default();
                     *seed |= checked.signer.role == Role::Seed;
