@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,9 @@ pub const CLUSTER: &str = "fleet";
 
 /// How long a fleet may take to get ready, on a busy machine.
 const READY: Duration = Duration::from_secs(60);
+
+/// No layer is as long, so all are read to their ends, whatever other nodes say of them. Of what TOML has numbers for.
+pub const NEVER_LAZY: u64 = 1 << 62;
 
 const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 4002);
 
@@ -53,6 +56,7 @@ impl Default for Setup {
             auth: Auth::Anyone,
             control: control::Setup::default(),
             skimmerd: skimmerd::Setup {
+                min_layer_bytes: NEVER_LAZY,
                 deadline: Duration::from_secs(60),
                 ..skimmerd::Setup::default()
             },
@@ -72,11 +76,20 @@ pub struct Spec<'a> {
     pub containerd: bool,
     /// A token that was made before.
     pub token: Option<&'a str>,
+    /// Credentials for the registry.
+    pub docker_config: Option<&'a Path>,
 }
 
 impl Default for Spec<'_> {
     fn default() -> Self {
-        Self { cluster: CLUSTER, role: "peer", zone: 0, containerd: false, token: None }
+        Self {
+            cluster: CLUSTER,
+            role: "peer",
+            zone: 0,
+            containerd: false,
+            token: None,
+            docker_config: None,
+        }
     }
 }
 
@@ -142,31 +155,21 @@ impl<'a> Fleet<'a> {
 
     /// Starts one more node and returns its number; it joins meanwhile.
     pub fn add(&mut self, spec: &Spec<'_>) -> anyhow::Result<usize> {
-        let mut daemon = self.setup.skimmerd.clone();
-        if daemon.cluster.is_none() {
-            daemon.cluster = Some(Join {
-                control_plane: self.control.manager(),
-                token: match spec.token {
-                    Some(token) => token.to_owned(),
-                    None => self.control.token(spec.cluster, spec.role)?,
-                },
-                zone: format!("zone{}", spec.zone),
-                listen: "/ip4/0.0.0.0/tcp/4001".to_owned(),
-                grace: self.setup.grace,
-            });
-        }
-        self.add_with(spec, daemon)
-    }
-
-    /// The same with the daemon set up by the caller, who decides whether it is a member.
-    pub fn add_with(
-        &mut self,
-        spec: &Spec<'_>,
-        mut daemon: skimmerd::Setup,
-    ) -> anyhow::Result<usize> {
         let number = self.machines.len();
         let host = self.switch.host(spec.zone, self.setup.bits_per_second)?;
+        let mut daemon = self.setup.skimmerd.clone();
         daemon.metrics = format!("{}:{}", METRICS.0, METRICS.1);
+        daemon.docker_config = spec.docker_config.map(Path::to_owned);
+        daemon.cluster = Some(Join {
+            control_plane: self.control.manager(),
+            token: match spec.token {
+                Some(token) => token.to_owned(),
+                None => self.control.token(spec.cluster, spec.role)?,
+            },
+            zone: format!("zone{}", spec.zone),
+            listen: "/ip4/0.0.0.0/tcp/4001".to_owned(),
+            grace: self.setup.grace,
+        });
         let name = format!("c{number}");
         let address = containerd::address_of(self.scenario, &name);
         let skimmerd = Skimmerd::start_on(
@@ -203,6 +206,11 @@ impl<'a> Fleet<'a> {
     /// Cuts the nodes of a zone off from all others, from the registry and from the control plane.
     pub fn set_zone(&self, zone: u32, connected: bool) -> anyhow::Result<()> {
         self.switch.set_trunk(zone, connected)
+    }
+
+    /// A host without a node, on a link like the nodes'.
+    pub fn spare_host(&self) -> anyhow::Result<Host> {
+        self.switch.host(0, self.setup.bits_per_second)
     }
 
     /// Every node's host, and the registry's.
@@ -245,8 +253,18 @@ impl Machine {
         self.containerd.as_ref().context("this machine has no containerd")
     }
 
+    /// Begins to run `skimmer` with these arguments.
+    pub fn begin(&self, arguments: &[&str]) -> anyhow::Result<Build> {
+        Build::start(self.skimmerd.skimmer(arguments)?, self.output())
+    }
+
     fn is_attending(&self) -> bool {
         self.skimmerd.ask(&["peers"]).is_ok_and(|status| status["scheduler"] == true)
+    }
+
+    /// Where other nodes reach it, as a multiaddr.
+    pub fn multiaddr(&self) -> String {
+        format!("/ip4/{}/tcp/4001", self.host.address())
     }
 
     /// Its peer id.
@@ -264,7 +282,7 @@ impl Machine {
 
     /// Begins to read every layer of an image from end to end.
     pub fn build(&self, reference: &str) -> anyhow::Result<Build> {
-        Build::start(self.skimmerd.skimmer(&["index", "build", reference])?, self.output())
+        self.begin(&["index", "build", reference])
     }
 
     fn output(&self) -> PathBuf {

@@ -21,6 +21,7 @@ pub mod member;
 pub mod mounts;
 pub mod network;
 pub mod node;
+pub mod outsider;
 pub mod process;
 pub mod registry;
 pub mod scenario;

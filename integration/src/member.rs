@@ -111,11 +111,15 @@ impl Member {
 
     /// Opens its stream to the scheduler that it was told of, and greets it.
     pub async fn attend(&self) -> anyhow::Result<Stream> {
+        self.attend_at(format!("/memory/{}", self.id())).await
+    }
+
+    /// The same; others are told that it listens at `address`, a multiaddr.
+    pub async fn attend_at(&self, address: String) -> anyhow::Result<Stream> {
         let scheduler = self.membership.schedulers.first().context("told of no scheduler")?;
         let credentials = Some(Arc::clone(&self.credentials));
         let channel = channel(scheduler, self.fingerprint, credentials).await?;
         let (said, says) = mpsc::channel(64);
-        let address = format!("/memory/{}", self.id());
         let hello = Hello { addresses: vec![address], ..Hello::default() };
         said.send(NodeMessage { message: Some(Said::Hello(hello)) }).await?;
         let heard = SchedulerClient::new(channel).attend(ReceiverStream::new(says)).await?;

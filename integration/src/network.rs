@@ -104,6 +104,17 @@ impl Host {
         })
     }
 
+    /// Runs `work` to its end as one of its programs would.
+    pub fn block_on<T: Send>(
+        &self,
+        work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        self.inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        })?
+    }
+
     /// Takes the link down, as if the cable were pulled, or up again.
     pub fn set_link(&self, up: bool) -> anyhow::Result<()> {
         self.at_far_end(&["ip", "link", "set", &self.device, if up { "up" } else { "down" }])

@@ -26,6 +26,8 @@ pub enum Auth {
         user: &'static str,
         password: &'static str,
     },
+    /// The same, each of these.
+    Users(&'static [(&'static str, &'static str)]),
     /// Bearer tokens from an issuer that wants this user.
     Token {
         user: &'static str,
@@ -190,6 +192,20 @@ impl Registry {
         bodies.map(|request| request.bytes).sum()
     }
 
+    /// Waits until no answer is under way: the access log has an answer only when it is complete.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        let mut before = None;
+        command::wait_for("the registry answers no more", Duration::from_secs(30), || {
+            let now = self.requests().len();
+            if before == Some(now) {
+                return Some(());
+            }
+            before = Some(now);
+            std::thread::sleep(Duration::from_millis(300));
+            None
+        })
+    }
+
     /// The bytes sent of the blob `digest`, and of how many requests.
     pub fn sent(&self, digest: &Digest) -> Sent {
         let suffix = format!("/blobs/{digest}");
@@ -293,11 +309,8 @@ fn configuration(storage: &Path, address: &str, access: &str) -> String {
 fn access_section(folder: &Path, auth: &Auth, issuer: Option<&Issuer>) -> anyhow::Result<String> {
     match auth {
         Auth::Anyone => Ok(String::new()),
-        Auth::Basic { user, password } => {
-            let file = folder.join("htpasswd");
-            std::fs::write(&file, command::run("htpasswd", ["-nbB", user, password])?)?;
-            Ok(format!("auth:\n  htpasswd: {{realm: tests, path: {}}}\n", file.display()))
-        }
+        Auth::Basic { user, password } => basic_section(folder, &[(user, password)]),
+        Auth::Users(users) => basic_section(folder, users),
         Auth::Token { .. } => {
             let issuer = issuer.context("token authentication needs an issuer")?;
             Ok(format!(
@@ -307,6 +320,16 @@ fn access_section(folder: &Path, auth: &Auth, issuer: Option<&Issuer>) -> anyhow
             ))
         }
     }
+}
+
+fn basic_section(folder: &Path, users: &[(&str, &str)]) -> anyhow::Result<String> {
+    let file = folder.join("htpasswd");
+    let lines: anyhow::Result<Vec<String>> = users
+        .iter()
+        .map(|(user, password)| command::run("htpasswd", ["-nbB", user, password]))
+        .collect();
+    std::fs::write(&file, lines?.concat())?;
+    Ok(format!("auth:\n  htpasswd: {{realm: tests, path: {}}}\n", file.display()))
 }
 
 fn write_link(folder: &Path, digest: &Digest) -> anyhow::Result<()> {

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::command::wait_for;
 use crate::ctr::Pull;
 use crate::debian::COMMAND;
 use crate::node::Node;
-use crate::registry::Registry;
 use crate::world::World;
 
 /// Who holds the image's files.
@@ -48,7 +46,7 @@ pub fn measure(world: &World<'_>, node: &Node, way: Way) -> anyhow::Result<Start
         node.containerd.first_line(&world.reference, way.snapshotter(), "first", &COMMAND)?;
     let first_line = start.elapsed().min(pull + line.after);
     anyhow::ensure!(line.text == "1", "the container printed {:?} instead of 1", line.text);
-    settle(&world.registry)?;
+    world.registry.settle()?;
     let fetched = world.registry.sent_of(&world.image);
     let (all, ours) = (fetched.bytes - sent.bytes, fetched.by_daemon - sent.by_daemon);
     match way {
@@ -58,18 +56,4 @@ pub fn measure(world: &World<'_>, node: &Node, way: Way) -> anyhow::Result<Start
         Way::Overlayfs => anyhow::ensure!(ours == 0, "skimmerd fetched {ours} bytes of layers"),
     }
     Ok(Start { pull, first_line, bytes: world.registry.sent_since(answered) })
-}
-
-/// Waits until no answer is under way: the access log has an answer only when it is complete.
-fn settle(registry: &Registry) -> anyhow::Result<()> {
-    let mut before = None;
-    wait_for("the registry answers no more", Duration::from_secs(30), || {
-        let now = registry.requests().len();
-        if before == Some(now) {
-            return Some(());
-        }
-        before = Some(now);
-        std::thread::sleep(Duration::from_millis(300));
-        None
-    })
 }

@@ -1,9 +1,7 @@
-//! Images and containers over time: several at once, shared layers, removal, crashes, outages.
+//! Images and containers over time: several at once, shared layers, removal, odd kinds.
 
-use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,30 +9,16 @@ use skimmer_integration::command::{self, PATIENCE, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::Plan;
-use skimmer_integration::layer::{Format, Layer, noise};
+use skimmer_integration::layer::{Format, Layer};
 use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
-use skimmer_integration::registry::{Auth, Registry, write_docker_config};
+use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::scenario;
-use skimmer_integration::skimmerd::{self, Skimmerd};
+use skimmer_integration::skimmerd;
 use skimmer_integration::tar::{Header, Tar};
 
-use crate::fixtures::{blobs, busybox, data, mount_point, seed, small};
+use crate::fixtures::{blobs, busybox, data, mount_point, small};
 use crate::indexes;
-
-/// The image's layers as `skimmer status` reports them.
-fn layers(node: &Node, reference: &str) -> anyhow::Result<Vec<serde_json::Value>> {
-    let status = node.skimmerd.ask(&["status", reference])?;
-    let image = if status.is_array() { status[0].clone() } else { status };
-    image["layers"].as_array().cloned().with_context(|| format!("no layers in {image}"))
-}
-
-fn modes(node: &Node, reference: &str) -> anyhow::Result<Vec<String>> {
-    Ok(layers(node, reference)?
-        .iter()
-        .map(|l| l["mode"].as_str().unwrap_or_default().to_owned())
-        .collect())
-}
 
 #[test]
 fn two_containers_of_one_image_at_once() {
@@ -279,217 +263,6 @@ fn setuid_programs_and_device_nodes_work_in_a_view() {
         anyhow::ensure!(zeros == [0; 16], "/zero gave {zeros:?}");
         let write = std::fs::OpenOptions::new().write(true).open(view.path().join("whoami"));
         anyhow::ensure!(write.is_err(), "a view must be read-only");
-        Ok(())
-    });
-}
-
-#[test]
-fn after_a_crash_new_containers_start() {
-    scenario("crash", |scenario| {
-        let registry = Registry::start(scenario)?;
-        let (first, second) = (small(scenario, "life/crash")?, small(scenario, "life/other")?);
-        let (reference, other) = (registry.add(&first)?, registry.add(&second)?);
-        let mut node = Node::start(scenario, Version::V2)?;
-        indexes::learn(scenario, &mut node, &[(&first, &reference), (&second, &other)])?;
-        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
-        let expected = node.containerd.run_image(
-            &reference,
-            "skimmer",
-            "before",
-            &["md5sum", "/data/life-crash"],
-        )?;
-        let snapshots = node.snapshots("skimmer")?.list(&[])?;
-        for round in 0..3 {
-            node.skimmerd.kill()?;
-            node.skimmerd.run()?;
-            node.wait_connected()?;
-            let id = format!("after-{round}");
-            let output = node.containerd.run_image(
-                &reference,
-                "skimmer",
-                &id,
-                &["md5sum", "/data/life-crash"],
-            )?;
-            anyhow::ensure!(output == expected, "{output:?} instead of {expected:?}");
-        }
-        let names = |all: &[containerd_client::services::v1::snapshots::Info]| {
-            let mut names: Vec<String> = all.iter().map(|info| info.name.clone()).collect();
-            names.sort();
-            names
-        };
-        anyhow::ensure!(
-            names(&snapshots) == names(&node.snapshots("skimmer")?.list(&[])?),
-            "snapshots changed"
-        );
-        // Killed in the middle of a pull, the next one succeeds.
-        let containerd = &node.containerd;
-        std::thread::scope(|scope| {
-            let pulling = scope.spawn(|| containerd.pull(&Pull::new(&other, "skimmer")));
-            let killed = node.skimmerd.kill().and_then(|()| node.skimmerd.run());
-            // Whether that pull failed is a matter of timing.
-            let _ = pulling.join();
-            killed
-        })?;
-        node.wait_connected()?;
-        let containerd = &node.containerd;
-        containerd.pull(&Pull::new(&other, "skimmer"))?;
-        containerd.run_image(&other, "skimmer", "other", &["md5sum", "/data/life-other"])?;
-        Ok(())
-    });
-}
-
-#[test]
-fn a_drained_daemon_comes_back() {
-    scenario("drain", |scenario| {
-        let registry = Registry::start(scenario)?;
-        let image = small(scenario, "life/drain")?;
-        let reference = registry.add(&image)?;
-        let mut node = Node::start(scenario, Version::V1_7)?;
-        node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
-        node.skimmerd.terminate()?;
-        node.skimmerd.run()?;
-        node.wait_connected()?;
-        node.containerd.run_image(
-            &reference,
-            "skimmer",
-            "after",
-            &["md5sum", "/data/life-drain"],
-        )?;
-        Ok(())
-    });
-}
-
-#[test]
-fn the_daemon_starts_with_nothing_around_it() {
-    scenario("alone", |scenario| {
-        let nowhere = scenario.path("no-containerd.sock");
-        let mut daemon =
-            Skimmerd::start(scenario, "skimmerd", &nowhere, &skimmerd::Setup::default())?;
-        let mut snapshots =
-            skimmer_integration::snapshots::Snapshots::connect(&daemon.address(), "skimmer")?;
-        anyhow::ensure!(snapshots.list(&[])?.is_empty(), "it has snapshots from nowhere");
-        // An ordinary snapshot needs nobody.
-        let mounts = snapshots.prepare("default/1/key", "", HashMap::new())?;
-        anyhow::ensure!(!mounts.is_empty(), "no mounts");
-        drop(snapshots);
-        daemon.terminate()
-    });
-}
-
-#[test]
-fn readers_get_an_error_in_an_outage_and_bytes_after_it() {
-    scenario("outage", |scenario| {
-        let mut registry = Registry::start(scenario)?;
-        let image = small(scenario, "life/outage")?;
-        let reference = registry.add(&image)?;
-        let deadline = Duration::from_secs(3);
-        let setup = Setup {
-            skimmerd: skimmerd::Setup { deadline, ..Default::default() },
-            ..Setup::default()
-        };
-        let mut node = Node::start_with(scenario, Version::V2, &setup)?;
-        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
-        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
-        let view = node.view(&image, &mount_point(scenario, "view"))?;
-        let file = view.path().join("data/life-outage");
-        node.skimmerd.expect_log("life/outage");
-        node.skimmerd.expect_log(&image.layers[1].blob.digest.to_string());
-        registry.stop()?;
-        let mut reader = Command::new("cat");
-        let said =
-            command::failure_of(reader.arg(&file).stdout(std::process::Stdio::null()), PATIENCE)?;
-        anyhow::ensure!(said.contains("Input/output error"), "the reader was told {said:?}");
-        registry.resume()?;
-        let bytes = std::fs::read(&file)?;
-        anyhow::ensure!(
-            bytes == noise(seed("life-outage"), 8 << 20),
-            "other bytes after the outage"
-        );
-        Ok(())
-    });
-}
-
-#[test]
-fn lazy_layers_are_completed_in_the_background() {
-    scenario("background", |scenario| {
-        let registry = Registry::start(scenario)?;
-        let image = small(scenario, "life/background")?;
-        let reference = registry.add(&image)?;
-        let background = Some(Duration::from_millis(100));
-        let setup = Setup {
-            skimmerd: skimmerd::Setup { background, ..Default::default() },
-            ..Setup::default()
-        };
-        let mut node = Node::start_with(scenario, Version::V2, &setup)?;
-        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
-        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
-        node.containerd.start_image(&reference, "skimmer", "long", &["sleep", "100000"])?;
-        wait_for("every layer is local", Duration::from_secs(60), || {
-            modes(&node, &reference).ok()?.iter().all(|mode| mode == "local").then_some(())
-        })
-        .with_context(|| format!("{:?}", layers(&node, &reference)))?;
-        node.containerd.remove_container("long")
-    });
-}
-
-#[test]
-fn fetch_completes_an_image() {
-    scenario("fetch", |scenario| {
-        let mut registry = Registry::start(scenario)?;
-        let image = small(scenario, "life/fetch")?;
-        let reference = registry.add(&image)?;
-        let mut node = Node::start(scenario, Version::V2)?;
-        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
-        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
-        let lazy = modes(&node, &reference)?;
-        anyhow::ensure!(
-            lazy.iter().all(|mode| mode == "lazy"),
-            "modes after a pull with indexes: {lazy:?}"
-        );
-        node.skimmerd.ask(&["fetch", &reference])?;
-        let local = modes(&node, &reference)?;
-        anyhow::ensure!(local.iter().all(|mode| mode == "local"), "modes after fetch: {local:?}");
-        // A container start never needs the registry for cached content.
-        registry.stop()?;
-        node.containerd.run_image(
-            &reference,
-            "skimmer",
-            "offline",
-            &["md5sum", "/data/life-fetch"],
-        )?;
-        let images = node.skimmerd.ask(&["images"])?;
-        anyhow::ensure!(images.to_string().contains(&reference), "skimmer images shows {images}");
-        Ok(())
-    });
-}
-
-#[test]
-fn private_images_are_pulled_with_dockers_credentials() {
-    scenario("private", |scenario| {
-        let (user, password) = ("tester", "secret");
-        for (name, auth) in [
-            ("basic", Auth::Basic { user, password }),
-            // Tokens that end while a pull goes on.
-            ("token", Auth::Token { user, password, lifetime: Duration::from_secs(60) }),
-        ] {
-            let registry = Registry::start_with(scenario, name, &auth, None)?;
-            let image = small(scenario, &format!("private/{name}"))?;
-            let reference = registry.add(&image)?;
-            let file = scenario.path(&format!("{name}.json"));
-            write_docker_config(&file, registry.address(), user, password)?;
-            let setup = Setup {
-                name: format!("{name}-"),
-                skimmerd: skimmerd::Setup { docker_config: Some(file), ..Default::default() },
-                ..Setup::default()
-            };
-            let node = Node::start_with(scenario, Version::V2, &setup)?;
-            node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
-            node.containerd.run_image(&reference, "skimmer", name, &["true"])?;
-            // The same through containerd, which has its own credentials; ours fetches the layers.
-            node.containerd.remove_image(&reference)?;
-            node.containerd
-                .pull(&Pull { user: Some("tester:secret"), ..Pull::new(&reference, "skimmer") })?;
-        }
         Ok(())
     });
 }

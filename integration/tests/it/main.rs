@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod baseline;
+mod completion;
 mod control;
 mod corners;
 mod debian;
@@ -11,9 +12,13 @@ mod huge;
 mod indexes;
 mod lifecycle;
 mod matrix;
+mod outages;
 mod pending;
 mod pods;
 mod swarm_burst;
 mod swarm_faults;
+mod swarm_indexes;
+mod swarm_members;
+mod swarm_rights;
 mod toc;
 mod users;

@@ -3,6 +3,7 @@
 //! Each figure is a scenario of its own, with its own daemons, registry and link. `integration/bench` installs what
 //! it needs, builds and runs it.
 
+mod burst;
 mod figure;
 mod idle_memory;
 mod index_build;
@@ -15,6 +16,7 @@ mod quiet;
 mod read_local;
 mod running;
 mod simulated;
+mod speedup;
 mod start;
 mod transfer;
 mod warm_walk;
@@ -26,7 +28,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 17] = [
+const FIGURES: [&Figure; 22] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -38,6 +40,11 @@ const FIGURES: [&Figure; 17] = [
     &transfer::CPU,
     &transfer::RATE,
     &transfer::FAULT,
+    &burst::EIGHT,
+    &burst::SIXTEEN,
+    &burst::EGRESS,
+    &speedup::SPEEDUP,
+    &speedup::LAZY,
     &simulated::EQUAL,
     &simulated::EGRESS,
     &simulated::ZONES,
