@@ -21,6 +21,10 @@ pub struct Setup {
     pub grace: Duration,
     /// Registries that are asked without TLS.
     pub plain_http: Vec<String>,
+    /// As the command line has it.
+    pub role: &'static str,
+    /// The folder of the store, shared with another control plane; its own by default.
+    pub store: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -29,6 +33,8 @@ impl Default for Setup {
             certificate_lifetime: Duration::from_secs(3600),
             grace: Duration::from_secs(24 * 3600),
             plain_http: Vec::new(),
+            role: "all",
+            store: None,
         }
     }
 }
@@ -104,7 +110,7 @@ impl Control {
 
     /// Where everything is that it keeps.
     pub fn store(&self) -> PathBuf {
-        self.folder.join("store")
+        self.setup.store.clone().unwrap_or_else(|| self.folder.join("store"))
     }
 
     /// What it logged, over all its lives.
@@ -131,6 +137,7 @@ impl Control {
         std::fs::write(&config, self.configuration())?;
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg("--config").arg(config);
+        command.args(["--role", self.setup.role]);
         let already = self.log().len();
         let mut process = Process::start(&self.name, &command, &self.logs)?;
         let socket = self.socket();
@@ -139,7 +146,7 @@ impl Control {
             process.wait_ready("skimmer-control serves", Duration::from_secs(30), || {
                 std::os::unix::net::UnixStream::connect(&socket).ok()?;
                 let text = std::fs::read_to_string(&log).ok()?;
-                text.get(already..).and_then(ports)
+                text.get(already..).and_then(|new| ports(new, self.setup.role))
             })?;
         self.process = Some(process);
         Ok(())
@@ -189,7 +196,7 @@ impl Control {
         let plain_http: Vec<String> =
             setup.plain_http.iter().map(|host| format!("'{host}'")).collect();
         format!(
-            "[store]\npath = '{base}/store/control.db'\nrefresh = '1s'\n\
+            "[store]\npath = '{store}/control.db'\nrefresh = '1s'\n\
              [admin]\naddress = '{base}/s.sock'\n\
              [manager]\naddress = '{address}:{manager}'\n\
              [scheduler]\naddress = '{address}:{scheduler}'\n\
@@ -197,6 +204,7 @@ impl Control {
              [grants]\nplain_http = [{plain_http}]\n\
              [metrics]\naddress = ''\n\
              [log]\nlevel = 'info'\nformat = 'json'\n",
+            store = self.store().display(),
             manager = ports.manager,
             scheduler = ports.scheduler,
             lifetime = setup.certificate_lifetime.as_millis(),
@@ -206,15 +214,17 @@ impl Control {
     }
 }
 
-/// Where it listens, once it said so.
-fn ports(log: &str) -> Option<Ports> {
+/// Where a control plane of `role` listens, once it said so.
+fn ports(log: &str, role: &str) -> Option<Ports> {
     let of = |key: &str| {
         let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let line = lines.find(|line| line["fields"]["key"] == key)?;
         let address = line["fields"]["address"].as_str()?;
         address.rsplit_once(':')?.1.parse().ok()
     };
-    Some(Ports { manager: of("manager.address")?, scheduler: of("scheduler.address")? })
+    let unless = |other, key| if role == other { Some(0) } else { of(key) };
+    let manager = unless("scheduler", "manager.address")?;
+    Some(Ports { manager, scheduler: unless("manager", "scheduler.address")? })
 }
 
 /// Whether a file below `folder` holds `text`.

@@ -28,6 +28,7 @@ pub mod scenario;
 pub mod sim;
 pub mod skimmerd;
 pub mod snapshots;
+pub mod speech;
 pub mod start;
 pub mod streamed;
 pub mod sweep;

@@ -5,6 +5,6 @@ pub mod manager;
 pub mod policy;
 pub mod registries;
 
-pub use manager::{Application, Asked, Error, Issued, Manager, Settings};
+pub use manager::{Application, Asked, Error, Issued, Manager, SILENCE, Settings};
 pub use policy::Policy;
 pub use registries::{AskRegistry, Question, Registries};

@@ -10,6 +10,7 @@
 
 mod grants;
 mod nodes;
+mod schedulers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::registries::{self, AskRegistry};
 
 pub use grants::Asked;
 pub use nodes::{Application, Issued};
+pub use schedulers::SILENCE;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

@@ -1,12 +1,14 @@
 //! The parts, wired: build, run, drain.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry as Registered;
-use skimmer_control_store::Sqlite;
+use skimmer_control_store::{Scheduler, Sqlite};
+use skimmer_identity::Key;
 use skimmer_manager::{Manager, Registries, Settings};
 use skimmer_proto::control::admin_server::AdminServer;
 use skimmer_proto::control::manager_server::ManagerServer;
@@ -23,7 +25,7 @@ use crate::accept::{ServerTls, incoming};
 use crate::clock::unix_now;
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::scheduler::{self, Hub};
+use crate::scheduler::{self, Hub, Replicas};
 use crate::{Role, admin, manager};
 
 /// How long requests under way may take once the program has been told to stop.
@@ -46,6 +48,7 @@ pub struct App {
     manager_listener: Option<TcpListener>,
     scheduler_listener: Option<TcpListener>,
     hub: Option<Arc<Hub>>,
+    replicas: Option<Arc<Replicas>>,
     health: Arc<Health>,
     stop: CancellationToken,
 }
@@ -80,10 +83,18 @@ impl App {
 
         let mut metrics = Registered::with_prefix("skimmer_control");
         let stop = CancellationToken::new();
-        let hub = schedules.then(|| {
+        let (mut hub, mut replicas) = (None, None);
+        if let Some(listener) = &scheduler_listener {
+            let own = Scheduler {
+                id: replica_id()?,
+                address: reachable(&config.scheduler.replica_address, listener)?,
+            };
+            let joined = Replicas::join(Arc::clone(&manager), own).await?;
+            let (manager, directory) = (Arc::clone(&manager), Arc::clone(&directory));
             let metrics = scheduler::Metrics::register(&mut metrics);
-            Hub::new(Arc::clone(&manager), Arc::clone(&directory), metrics, stop.clone())
-        });
+            hub = Some(Hub::new(manager, directory, metrics, joined.ring(), stop.clone()));
+            replicas = Some(Arc::new(joined));
+        }
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let config = config.clone();
         Ok(Self {
@@ -96,6 +107,7 @@ impl App {
             manager_listener,
             scheduler_listener,
             hub,
+            replicas,
             health,
             stop,
         })
@@ -109,6 +121,13 @@ impl App {
         }
         let keep = Arc::clone(&self.directory).keep(self.config.store.refresh);
         let keep = tokio::spawn(keep);
+        let replicas = self.replicas.clone();
+        let beating = replicas.clone();
+        let beat = tokio::spawn(async move {
+            if let Some(replicas) = beating {
+                replicas.keep().await;
+            }
+        });
         let (store, health, stop) = (self.store.clone(), self.health.clone(), self.stop.clone());
         let mut servers = self.servers()?;
         health.ready.store(true, Ordering::Release);
@@ -121,6 +140,10 @@ impl App {
         }
         tracing::info!("stopping");
         health.ready.store(false, Ordering::Release);
+        beat.abort();
+        if let Some(replicas) = replicas {
+            replicas.leave().await;
+        }
         stop.cancel();
         if tokio::time::timeout(DRAIN, servers.join_all()).await.is_err() {
             tracing::warn!(after_s = DRAIN.as_secs(), "requests under way were cut off");
@@ -139,6 +162,7 @@ impl App {
                 manager: Arc::clone(&self.manager),
                 directory: Arc::clone(&self.directory),
                 advertise: self.config.scheduler.advertise.clone(),
+                schedules: self.scheduler_listener.is_some(),
                 scheduler_port: match &self.scheduler_listener {
                     // The port that it has, where port 0 was asked for.
                     Some(listener) => listener.local_addr().context("find our own port")?.port(),
@@ -189,6 +213,23 @@ async fn listen(wanted: bool, key: &str, address: &str) -> anyhow::Result<Option
         tracing::info!(key, address = %local, "listening");
     }
     Ok(Some(listener))
+}
+
+/// Another with each start.
+fn replica_id() -> anyhow::Result<String> {
+    Ok(Key::generate().context("make this scheduler's id")?.peer().to_string())
+}
+
+/// Where other schedulers reach `listener`; `configured` if it isn't empty.
+fn reachable(configured: &str, listener: &TcpListener) -> anyhow::Result<String> {
+    if !configured.is_empty() {
+        return Ok(configured.to_owned());
+    }
+    let mut local = listener.local_addr().context("find our own port")?;
+    if local.ip().is_unspecified() {
+        local.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    Ok(local.to_string())
 }
 
 fn port(address: &str) -> Option<u16> {

@@ -54,6 +54,9 @@ pub struct Scheduler {
     pub address: String,
     /// `host:port` that nodes are told; empty: the address at which they reached the manager, with the port above.
     pub advertise: Vec<String>,
+    /// `host:port` at which other schedulers on the same store reach this one; empty: 127.0.0.1, or the
+    /// address above if that is one, with the port above.
+    pub replica_address: String,
     /// Messages that may wait for a node before its stream is closed.
     pub queue: usize,
 }
@@ -108,7 +111,12 @@ impl Default for Manager {
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { address: "0.0.0.0:8002".into(), advertise: Vec::new(), queue: 4096 }
+        Self {
+            address: "0.0.0.0:8002".into(),
+            advertise: Vec::new(),
+            replica_address: String::new(),
+            queue: 4096,
+        }
     }
 }
 
@@ -155,11 +163,17 @@ impl Config {
                 path.display()
             );
         }
-        for address in &self.scheduler.advertise {
+        let replica = Some(&self.scheduler.replica_address).filter(|address| !address.is_empty());
+        let named = [
+            ("advertise", self.scheduler.advertise.iter().collect()),
+            ("replica_address", Vec::from_iter(replica)),
+        ];
+        for (key, address) in named.iter().flat_map(|(key, all)| all.iter().map(move |a| (key, a)))
+        {
             let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             port.with_context(|| {
                 format!(
-                    "configuration {}: `scheduler.advertise` has {address:?}, which isn't host:port",
+                    "configuration {}: `scheduler.{key}` has {address:?}, which isn't host:port",
                     path.display()
                 )
             })?;
@@ -192,6 +206,7 @@ mod tests {
             ("[scheduler]\nqueue = 0", "`scheduler.queue` must be at least 1"),
             ("[identity]\ncertificate_lifetime = '10ms'", "must be at least 1s"),
             ("[scheduler]\nadvertise = ['host']", "which isn't host:port"),
+            ("[scheduler]\nreplica_address = 'host'", "`scheduler.replica_address` has"),
             ("[grants]\nlifetime = 'soon'", "a value is not valid"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

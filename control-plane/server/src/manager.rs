@@ -9,7 +9,7 @@ use skimmer_proto::control::manager_server;
 use tonic::{Request, Response, Status};
 
 use crate::caller::{self, Caller};
-use crate::clock::unix_now;
+use crate::clock::{unix_now, unix_now_ms};
 use crate::directory::Directory;
 
 pub struct Service {
@@ -18,23 +18,38 @@ pub struct Service {
     /// See the configuration key `scheduler.advertise`.
     pub advertise: Vec<String>,
     pub scheduler_port: u16,
+    /// Whether this process is a scheduler, too.
+    pub schedules: bool,
 }
 
 impl Service {
-    fn answer(&self, issued: Issued, local: Option<SocketAddr>) -> Response<control::Membership> {
+    async fn answer(
+        &self,
+        issued: Issued,
+        local: Option<SocketAddr>,
+    ) -> Result<Response<control::Membership>, Status> {
         let mut schedulers = self.advertise.clone();
-        if schedulers.is_empty()
-            && let Some(local) = local
-        {
-            schedulers.push(SocketAddr::new(local.ip(), self.scheduler_port).to_string());
+        if let (true, Some(local)) = (schedulers.is_empty(), local) {
+            let own = self.schedules.then(|| SocketAddr::new(local.ip(), self.scheduler_port));
+            schedulers.extend(own.map(|own| own.to_string()));
+            let running = self.manager.schedulers(unix_now_ms()).await.map_err(status)?;
+            for other in running.into_iter().map(|scheduler| scheduler.address) {
+                if !schedulers.contains(&other) && may_reach(local, &other) {
+                    schedulers.push(other);
+                }
+            }
+            // One may run where this process doesn't see it, behind the same address.
+            if schedulers.is_empty() {
+                schedulers.push(SocketAddr::new(local.ip(), self.scheduler_port).to_string());
+            }
         }
-        Response::new(control::Membership {
+        Ok(Response::new(control::Membership {
             certificate: issued.certificate,
             cluster_ca: issued.authority,
             cluster: issued.membership.cluster,
             schedulers,
             blocked: issued.blocked.iter().map(|peer| peer.to_bytes().to_vec()).collect(),
-        })
+        }))
     }
 }
 
@@ -48,7 +63,7 @@ impl manager_server::Manager for Service {
         let control::EnrolRequest { token, csr, zone, name } = request.into_inner();
         let application = Application { token: &token, csr: &csr, zone: &zone, name: &name };
         let issued = self.manager.enrol(application, unix_now()).await.map_err(status)?;
-        Ok(self.answer(issued, local))
+        self.answer(issued, local).await
     }
 
     async fn renew(
@@ -59,7 +74,7 @@ impl manager_server::Manager for Service {
         let local = local(&request);
         let csr = request.into_inner().csr;
         let issued = self.manager.renew(&member, &csr, unix_now()).await.map_err(status)?;
-        Ok(self.answer(issued, local))
+        self.answer(issued, local).await
     }
 
     async fn grant(
@@ -78,6 +93,13 @@ impl manager_server::Manager for Service {
         let grant = self.manager.grant(&member, asked, unix_now()).await.map_err(status)?;
         Ok(Response::new(control::GrantResponse { grant }))
     }
+}
+
+/// Whether somebody who reached this process at `local` may reach `address`: a loopback address is of
+/// use only on its own machine.
+fn may_reach(local: SocketAddr, address: &str) -> bool {
+    let loopback = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    !loopback || local.ip().is_loopback()
 }
 
 fn local<T>(request: &Request<T>) -> Option<SocketAddr> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::{Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Role, Token};
+use crate::model::{
+    Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Role, Scheduler, Token,
+};
 use crate::store::Store;
 
 /// Runs every check on a fresh store; the second value is kept as long as the store.
@@ -19,6 +21,8 @@ pub async fn check<S: Store, K>(make: impl AsyncFn() -> (S, K)) {
     nodes(&store).await;
     let (store, _kept) = make().await;
     events(&store).await;
+    let (store, _kept) = make().await;
+    schedulers(&store).await;
     let (store, _kept) = make().await;
     last_use_has_one_winner(store).await;
 }
@@ -179,6 +183,25 @@ async fn events(store: &impl Store) {
     assert_eq!(times(None, 2).await, [2, 4]);
     assert_eq!(times(Some("a"), 10).await, [3, 4]);
     assert_eq!(times(Some("a"), 1).await, [4]);
+}
+
+async fn schedulers(store: &impl Store) {
+    let scheduler = |id: &str| Scheduler { id: id.into(), address: format!("{id}.example:8002") };
+    let live = async |since| store.schedulers(since).await.unwrap();
+    assert_eq!(live(0).await, []);
+    let (a, b) = (scheduler("a"), scheduler("b"));
+    assert_eq!(store.beat(&b, 1_000, 0).await.unwrap(), std::slice::from_ref(&b));
+    assert_eq!(store.beat(&a, 2_000, 0).await.unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(live(1_000).await, [a.clone(), b.clone()]);
+    assert_eq!(live(1_001).await, std::slice::from_ref(&a));
+    let moved = Scheduler { address: "elsewhere:1".into(), ..a };
+    assert_eq!(store.beat(&moved, 3_000, 1_500).await.unwrap(), std::slice::from_ref(&moved));
+    assert_eq!(live(0).await, std::slice::from_ref(&moved), "who was silent is forgotten");
+    let restarted = Scheduler { id: "c".into(), ..moved };
+    assert_eq!(store.beat(&restarted, 3_001, 0).await.unwrap(), std::slice::from_ref(&restarted));
+    store.retire("c").await.unwrap();
+    store.retire("nobody").await.unwrap();
+    assert_eq!(live(0).await, []);
 }
 
 async fn last_use_has_one_winner(store: impl Store) {

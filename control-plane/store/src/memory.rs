@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::model::{Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Token, TokenHash};
+use crate::model::{
+    Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Scheduler, Token, TokenHash,
+};
 use crate::store::{Error, Store};
 
 #[derive(Default)]
@@ -20,6 +22,8 @@ struct State {
     /// By peer id.
     nodes: BTreeMap<String, Node>,
     events: Vec<Event>,
+    /// By id, each with when it was last seen.
+    schedulers: BTreeMap<String, (Scheduler, i64)>,
 }
 
 impl Memory {
@@ -138,6 +142,31 @@ impl Store for Memory {
         let mut found = self.nodes(None).await?;
         found.retain(|node| node.revoked.is_some() && node.expires > end);
         Ok(found)
+    }
+
+    async fn beat(
+        &self,
+        scheduler: &Scheduler,
+        now_ms: i64,
+        since_ms: i64,
+    ) -> Result<Vec<Scheduler>, Error> {
+        let mut state = self.state();
+        state.schedulers.insert(scheduler.id.clone(), (scheduler.clone(), now_ms));
+        state.schedulers.retain(|id, (known, seen)| {
+            *seen >= since_ms && (known.address != scheduler.address || *id == scheduler.id)
+        });
+        Ok(state.schedulers.values().map(|(scheduler, _)| scheduler.clone()).collect())
+    }
+
+    async fn schedulers(&self, since_ms: i64) -> Result<Vec<Scheduler>, Error> {
+        let state = self.state();
+        let live = state.schedulers.values().filter(|(_, seen)| *seen >= since_ms);
+        Ok(live.map(|(scheduler, _)| scheduler.clone()).collect())
+    }
+
+    async fn retire(&self, id: &str) -> Result<(), Error> {
+        self.state().schedulers.remove(id);
+        Ok(())
     }
 
     async fn add_event(&self, event: &Event) -> Result<(), Error> {

@@ -90,6 +90,15 @@ pub enum Refusal {
     OtherCluster(String),
 }
 
+/// A scheduler process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scheduler {
+    /// Another with each start.
+    pub id: String,
+    /// `host:port` at which the others reach it.
+    pub address: String,
+}
+
 /// Something that a person may want to know later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

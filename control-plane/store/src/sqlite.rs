@@ -7,9 +7,9 @@
 //!   write lock first: two nodes can't share the last use.
 //! - A commit is on disk when it returns (`synchronous = FULL`).
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ use sqlx::sqlite::{
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::model::{
-    Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Role, Token, TokenHash,
+    Authority, Cluster, Enrolment, Event, Joined, Node, Refusal, Role, Scheduler, Token, TokenHash,
 };
 use crate::store::{Error, Store};
 
@@ -53,7 +53,11 @@ impl Sqlite {
             .connect_with(options)
             .await
             .map_err(|source| Error::Open { path: owned(), source })?;
+        // SQLite's own locks don't span the migrations of two processes that start at once.
+        let turn = take_turn(path.with_added_extension("lock")).await;
+        let turn = turn.map_err(|source| Error::Create { path: owned(), source })?;
         MIGRATIONS.run(&pool).await.map_err(|source| Error::Migrate { path: owned(), source })?;
+        drop(turn);
         Ok(Self { pool })
     }
 
@@ -67,6 +71,15 @@ impl Sqlite {
 fn restrict(path: &Path) -> std::io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))
+}
+
+/// Until the file is closed, nobody else gets here.
+async fn take_turn(path: PathBuf) -> std::io::Result<File> {
+    let take = move || {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        file.lock().map(|()| file)
+    };
+    tokio::task::spawn_blocking(take).await.map_err(std::io::Error::other)?
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
@@ -220,6 +233,48 @@ impl Store for Sqlite {
         rows.iter().map(read_node).collect()
     }
 
+    async fn beat(
+        &self,
+        scheduler: &Scheduler,
+        now_ms: i64,
+        since_ms: i64,
+    ) -> Result<Vec<Scheduler>, Error> {
+        let doing = || failed("note that a scheduler runs");
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(doing())?;
+        sqlx::query(
+            "INSERT INTO schedulers (id, address, seen) VALUES (?, ?, ?) \
+             ON CONFLICT (id) DO UPDATE SET address = excluded.address, seen = excluded.seen",
+        )
+        .bind(&scheduler.id)
+        .bind(&scheduler.address)
+        .bind(now_ms)
+        .execute(&mut *transaction)
+        .await
+        .map_err(doing())?;
+        sqlx::query("DELETE FROM schedulers WHERE seen < ? OR (address = ? AND id <> ?)")
+            .bind(since_ms)
+            .bind(&scheduler.address)
+            .bind(&scheduler.id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(doing())?;
+        let live = live_schedulers(&mut transaction, since_ms).await.map_err(doing())?;
+        transaction.commit().await.map_err(doing())?;
+        Ok(live)
+    }
+
+    async fn schedulers(&self, since_ms: i64) -> Result<Vec<Scheduler>, Error> {
+        let doing = || failed("list schedulers");
+        let mut connection = self.pool.acquire().await.map_err(doing())?;
+        live_schedulers(&mut connection, since_ms).await.map_err(doing())
+    }
+
+    async fn retire(&self, id: &str) -> Result<(), Error> {
+        let gone = sqlx::query("DELETE FROM schedulers WHERE id = ?").bind(id);
+        gone.execute(&self.pool).await.map_err(failed("note that a scheduler ended"))?;
+        Ok(())
+    }
+
     async fn add_event(&self, event: &Event) -> Result<(), Error> {
         sqlx::query("INSERT INTO events (at, cluster, what) VALUES (?, ?, ?)")
             .bind(event.at)
@@ -247,6 +302,20 @@ impl Store for Sqlite {
         let events = rows.and_then(|rows| rows.iter().rev().map(event).collect());
         events.map_err(failed("list events"))
     }
+}
+
+async fn live_schedulers(
+    connection: &mut SqliteConnection,
+    since_ms: i64,
+) -> sqlx::Result<Vec<Scheduler>> {
+    let rows = sqlx::query("SELECT id, address FROM schedulers WHERE seen >= ? ORDER BY id")
+        .bind(since_ms)
+        .fetch_all(connection)
+        .await?;
+    let read = |row: &SqliteRow| {
+        Ok(Scheduler { id: row.try_get("id")?, address: row.try_get("address")? })
+    };
+    rows.iter().map(read).collect()
 }
 
 /// Within a transaction that holds the write lock.
@@ -384,6 +453,20 @@ mod tests {
         // Not closed: as after a crash.
         let again = Sqlite::open(&path).await.unwrap();
         assert_eq!(again.root(conformance::authority(2)).await.unwrap(), authority);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn several_may_open_a_new_one_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        let mut opening = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let path = path.clone();
+            opening.spawn(async move { Sqlite::open(&path).await.map(drop) });
+        }
+        for opened in opening.join_all().await {
+            opened.unwrap();
+        }
     }
 
     #[tokio::test]

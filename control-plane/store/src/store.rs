@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
-use crate::model::{Authority, Cluster, Enrolment, Event, Joined, Node, Token, TokenHash};
+use crate::model::{
+    Authority, Cluster, Enrolment, Event, Joined, Node, Scheduler, Token, TokenHash,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +56,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// Nodes that were revoked and whose last certificate ends after `end`, by cluster, name and peer id.
     async fn revoked(&self, end: i64) -> Result<Vec<Node>, Error>;
+
+    /// Says that the scheduler runs at `now_ms`; others that were last seen before `since_ms`, or
+    /// that had its address, are forgotten. Returns all that are left, by id.
+    async fn beat(
+        &self,
+        scheduler: &Scheduler,
+        now_ms: i64,
+        since_ms: i64,
+    ) -> Result<Vec<Scheduler>, Error>;
+    /// The schedulers seen since `since_ms`, by id.
+    async fn schedulers(&self, since_ms: i64) -> Result<Vec<Scheduler>, Error>;
+    /// The scheduler with this id has ended.
+    async fn retire(&self, id: &str) -> Result<(), Error>;
 
     async fn add_event(&self, event: &Event) -> Result<(), Error>;
     /// The latest `limit`, oldest first, of the cluster with this id, or of all.

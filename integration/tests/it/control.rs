@@ -9,9 +9,10 @@ use skimmer_integration::control::{Control, Setup, holds};
 use skimmer_integration::member::{Member, Stream, channel};
 use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::speech::{announce, assigned, lease, task, want};
 use skimmer_proto::control::node_message::Message as Said;
 use skimmer_proto::control::scheduler_message::Message as Heard;
-use skimmer_proto::control::{self, Class, Publish};
+use skimmer_proto::control::{self, Publish};
 use skimmer_proto::{Digest, PieceSet, Scope, TaskId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -431,45 +432,9 @@ fn strangers_are_turned_away() {
     });
 }
 
-fn task(blob: &Digest, len: u64) -> Option<control::Task> {
-    Some(control::Task { digest: blob.as_bytes().to_vec(), len, scope: String::new() })
-}
-
-fn all(pieces: u32) -> Option<control::Pieces> {
-    Some(control::Pieces { runs: vec![0, pieces] })
-}
-
-/// A whole blob of so many pieces of 256 KiB.
-async fn announce(stream: &Stream, blob: &Digest, pieces: u32) -> anyhow::Result<()> {
-    let task = task(blob, u64::from(pieces) * MIB / 4);
-    stream.say(Said::Announce(control::Announce { task, pieces: all(pieces) })).await?;
-    stream.say(Said::Announced(control::Announced {})).await
-}
-
-async fn want(stream: &Stream, blob: &Digest, pieces: u32) -> anyhow::Result<()> {
-    stream.say(Said::Announced(control::Announced {})).await?;
-    let task = task(blob, u64::from(pieces) * MIB / 4);
-    let class = Class::PullThrough.into();
-    stream.say(Said::Want(control::Want { task, pieces: all(pieces), class, origin: true })).await
-}
-
 fn index_record(member: &Member, blob: &Digest, table: &[u8]) -> control::IndexRecord {
     let certificate = member.credentials.certificate();
     statement::sign_index(member.credentials.key(), &certificate, blob, &Digest::of(table))
-}
-
-fn assigned(heard: Heard) -> Option<(control::Assign, control::Peer)> {
-    match heard {
-        Heard::Assign(assign) => assign.parent.clone().map(|parent| (assign, parent)),
-        _ => None,
-    }
-}
-
-fn lease(heard: Heard) -> Option<Vec<u32>> {
-    match heard {
-        Heard::Lease(lease) => Some(lease.pieces?.runs),
-        _ => None,
-    }
 }
 
 /// Tables and the ids of holders.

@@ -15,6 +15,7 @@ mod matrix;
 mod outages;
 mod pending;
 mod pods;
+mod replicas;
 mod swarm_burst;
 mod swarm_faults;
 mod swarm_indexes;

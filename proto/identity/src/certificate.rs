@@ -2,7 +2,7 @@
 //!
 //! X.509, Ed25519 throughout, signed by the cluster's authority. The subject's key *is* the node's
 //! key. The only alternative name is a URI,
-//! `skimmer://<cluster>/<peer id>?role=peer|seed&zone=<zone>`, with every byte of the zone outside
+//! `skimmer://<cluster>/<peer id>?role=peer|seed|scheduler&zone=<zone>`, with every byte of the zone outside
 //! `A-Z a-z 0-9 - . _ ~` written `%XX`. There is one spelling: what isn't spelled so is refused.
 
 use std::fmt::Write as _;
@@ -30,13 +30,18 @@ pub enum Role {
     Peer,
     /// Trusted to index; told to fetch first.
     Seed,
+    /// A scheduler, which speaks for the nodes that attend at it; no part of the swarm.
+    Scheduler,
 }
 
 impl Role {
+    const ALL: [Self; 3] = [Self::Peer, Self::Seed, Self::Scheduler];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Peer => "peer",
             Self::Seed => "seed",
+            Self::Scheduler => "scheduler",
         }
     }
 }
@@ -104,7 +109,7 @@ impl Membership {
         let (cluster, rest) = uri.strip_prefix(SCHEME)?.split_once('/')?;
         let (peer, rest) = rest.split_once("?role=")?;
         let (role, zone) = rest.split_once("&zone=")?;
-        let role = [Role::Peer, Role::Seed].into_iter().find(|known| known.name() == role)?;
+        let role = Role::ALL.into_iter().find(|known| known.name() == role)?;
         let (peer, zone) = (peer.parse().ok()?, unescape(zone)?);
         let read = Self { peer, cluster: cluster.to_owned(), zone, role, not_before, not_after };
         // One spelling for one meaning.
@@ -206,7 +211,7 @@ pub(crate) fn ed25519_key(info: &SubjectPublicKeyInfo<'_>) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::{Just, prop_assert, prop_assert_eq, prop_oneof, proptest};
+    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
     fn membership(cluster: &str, zone: &str, role: Role) -> Membership {
         let peer = PeerId::from_public_key([7; 32]);
@@ -258,7 +263,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_return(cluster in "[A-Za-z0-9._-]{1,64}", zone in "[^\\p{Cc}]{0,32}", role in prop_oneof![Just(Role::Peer), Just(Role::Seed)]) {
+        fn names_return(cluster in "[A-Za-z0-9._-]{1,64}", zone in "[^\\p{Cc}]{0,32}", role in proptest::sample::select(&Role::ALL)) {
             let membership = membership(&cluster, &zone, role);
             let uri = membership.to_uri().unwrap();
             prop_assert_eq!(Membership::from_uri(&uri, 1, 2), Some(membership));

@@ -1,6 +1,5 @@
 //! Pieces from and to other nodes, as the scheduler directs.
 
-mod control;
 pub mod member;
 pub mod plan;
 pub mod swarm;

@@ -18,11 +18,10 @@ use skimmer_identity::token::{self, JoinToken};
 use skimmer_identity::{Credentials, Key, PeerId, Trust, key, tls, trust};
 use skimmer_proto::control::manager_client::ManagerClient;
 use skimmer_proto::control::{self as wire, EnrolRequest, RenewRequest};
+use skimmer_service::channel;
 use tokio::sync::watch;
 use tonic::Code;
 use tonic::transport::Channel;
-
-use crate::control;
 
 /// Waits between attempts to reach the control plane.
 const RETRY: Duration = Duration::from_secs(1);
@@ -54,7 +53,7 @@ pub enum Error {
     #[error("use the join token in {} (control_plane.token_file)", path.display())]
     Token { path: PathBuf, source: token::Error },
     #[error("reach the control plane")]
-    Reach(#[from] control::Error),
+    Reach(#[from] channel::Error),
     #[error("enrol with the control plane at {address}")]
     Enrol { address: String, source: Box<tonic::Status> },
     #[error("renew the membership at {address}")]
@@ -93,7 +92,7 @@ impl Member {
     pub async fn manager(&self, address: &str) -> Result<ManagerClient<Channel>, Error> {
         let credentials = Some(Arc::clone(&self.credentials));
         let tls = tls::control_client(self.authority, credentials)?;
-        Ok(ManagerClient::new(control::connect(address, tls).await?))
+        Ok(ManagerClient::new(channel::connect(address, tls).await?))
     }
 
     /// What the control plane says of the cluster, taken over.
@@ -167,7 +166,7 @@ async fn enter(settings: &Settings, key: &Key) -> Result<Member, Error> {
     let text = read.map_err(|source| Error::ReadToken { path: path.clone(), source })?;
     let token: JoinToken = text.trim().parse().map_err(|source| Error::Token { path, source })?;
     let tls = tls::control_client(token.fingerprint, None)?;
-    let channel = control::connect(&settings.address, tls).await?;
+    let channel = channel::connect(&settings.address, tls).await?;
     let request = EnrolRequest {
         token: text.trim().to_owned(),
         csr: key.csr()?,

@@ -123,7 +123,7 @@ impl Manager {
         })
     }
 
-    fn end_of_certificate(&self, now: i64) -> i64 {
+    pub(super) fn end_of_certificate(&self, now: i64) -> i64 {
         now.saturating_add(seconds(self.settings.certificate_lifetime))
     }
 }

@@ -74,8 +74,7 @@ pub enum Error {
     Record,
 }
 
-pub fn hello(message: NodeMessage) -> Result<Hello, Error> {
-    let Some(Wire::Hello(hello)) = message.message else { return Err(Error::Hello) };
+pub fn hello(hello: control::Hello) -> Result<Hello, Error> {
     let addresses = hello.addresses;
     let legal =
         |a: &String| a.len() <= MAX_ADDRESS && a.bytes().all(|byte| byte.is_ascii_graphic());
@@ -84,6 +83,30 @@ pub fn hello(message: NodeMessage) -> Result<Hello, Error> {
     }
     let (upload, download) = (hello.upload_bytes_per_second, hello.download_bytes_per_second);
     Ok(Hello { addresses, upload, download })
+}
+
+pub fn to_hello(hello: &Hello) -> control::Hello {
+    control::Hello {
+        addresses: hello.addresses.clone(),
+        upload_bytes_per_second: hello.upload,
+        download_bytes_per_second: hello.download,
+    }
+}
+
+/// The task that the message is about, if it is about one.
+pub fn task_of(message: &NodeMessage) -> Result<Option<TaskId>, Error> {
+    let described = |said: &Option<control::Task>| task(said.clone()).map(|task| Some(task.id));
+    match message.message.as_ref().ok_or(Error::Unknown)? {
+        Wire::Hello(_) => Err(Error::Hello),
+        Wire::Announced(_) => Ok(None),
+        Wire::Announce(said) => described(&said.task),
+        Wire::Want(said) => described(&said.task),
+        Wire::Publish(said) => described(&said.task),
+        Wire::Find(said) => described(&said.task),
+        Wire::Arrived(said) => task_id(&said.task).map(Some),
+        Wire::Failed(said) => task_id(&said.task).map(Some),
+        Wire::Withdraw(said) => task_id(&said.task).map(Some),
+    }
 }
 
 pub fn message(message: NodeMessage) -> Result<Message, Error> {
@@ -194,7 +217,7 @@ pub fn to_pieces(pieces: &PieceSet) -> control::Pieces {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::{any, prop_assert, proptest};
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use prost::Message as _;
 
     use super::*;
@@ -238,23 +261,25 @@ mod tests {
         ] {
             assert_eq!(message(bad.clone()), Err(expected), "{bad:?}");
         }
-        let greeting = |addresses: Vec<String>| NodeMessage {
-            message: Some(Wire::Hello(control::Hello { addresses, ..Default::default() })),
-        };
+        let greeting = |addresses: Vec<String>| control::Hello { addresses, ..Default::default() };
         assert!(hello(greeting(vec!["/ip4/10.0.0.1/tcp/4001".into()])).is_ok());
         assert_eq!(hello(greeting(vec!["/x".into(); 17])), Err(Error::Addresses));
         assert_eq!(hello(greeting(vec!["x".repeat(257)])), Err(Error::Addresses));
-        assert_eq!(hello(NodeMessage::default()), Err(Error::Hello));
-        assert_eq!(message(greeting(Vec::new())), Err(Error::Hello));
+        let again = NodeMessage { message: Some(Wire::Hello(greeting(Vec::new()))) };
+        assert_eq!(message(again), Err(Error::Hello));
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(decoded) = NodeMessage::decode(bytes.as_slice()) {
-                let _ = hello(decoded.clone());
+                if let Some(Wire::Hello(greeting)) = &decoded.message {
+                    let _ = hello(greeting.clone());
+                }
+                let about = task_of(&decoded);
                 if let Ok(Message::Want { task, pieces, .. }) = message(decoded) {
                     prop_assert!(pieces.len() <= task.shape.pieces);
+                    prop_assert_eq!(about, Ok(Some(task.id)));
                 }
             }
         }

@@ -32,6 +32,15 @@ impl Closer {
         Self { closed: parent.child_token(), why: Arc::default() }
     }
 
+    /// A stream that ends with this one at the latest.
+    pub fn child(&self) -> Self {
+        Self::under(&self.closed)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
     /// Ends the stream at once; the first reason counts.
     pub fn close(&self, why: Status) {
         let _ = self.why.set(why);
@@ -40,12 +49,14 @@ impl Closer {
 
     pub async fn closed(&self) -> Status {
         self.closed.cancelled().await;
-        self.why.get().cloned().unwrap_or_else(|| Status::unavailable("the scheduler is stopping"))
+        self.why.get().cloned().unwrap_or_else(|| {
+            Status::unavailable("the scheduler stops, or others have begun to share its work")
+        })
     }
 }
 
 /// A node's side of its stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Seat {
     pub member: Membership,
     pub hello: Hello,
@@ -120,15 +131,22 @@ impl Roster {
     /// Whether the node is still here afterwards; one whose queue is full is closed.
     pub fn send(&self, node: NodeId, message: Message) -> bool {
         let Some(seat) = self.seats.get(&node) else { return true };
-        match seat.outgoing.try_send(SchedulerMessage { message: Some(message) }) {
+        seat.send(SchedulerMessage { message: Some(message) })
+    }
+}
+
+impl Seat {
+    /// Whether the node is still here afterwards; one whose queue is full is closed.
+    pub fn send(&self, message: SchedulerMessage) -> bool {
+        match self.outgoing.try_send(message) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let why = "the node doesn't take its messages; it may connect again";
-                seat.closer.close(Status::resource_exhausted(why));
+                self.closer.close(Status::resource_exhausted(why));
                 false
             }
             Err(mpsc::error::TrySendError::Closed(_)) => {
-                seat.closer.close(Status::aborted("the stream has ended"));
+                self.closer.close(Status::aborted("the stream has ended"));
                 false
             }
         }

@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::authority::fingerprint;
-use crate::{Trust, certificate};
+use crate::{Role, Trust, certificate};
 
 /// Accepts members of one cluster, or of any that is trusted.
 #[derive(Debug)]
@@ -45,6 +45,7 @@ impl Members {
         let membership = self.trust.check(leaf, now).map_err(refused)?;
         match &self.cluster {
             Some(cluster) if *cluster != membership.cluster => Err(refused(Refused::Cluster)),
+            Some(_) if membership.role == Role::Scheduler => Err(refused(Refused::Role)),
             _ => Ok(()),
         }
     }
@@ -56,6 +57,8 @@ enum Refused {
     Chain,
     #[error("the peer is of another cluster")]
     Cluster,
+    #[error("the peer is a scheduler, which has no place in a swarm")]
+    Role,
     #[error("the server's certificate isn't followed by its authority's")]
     NoAuthority,
     #[error(

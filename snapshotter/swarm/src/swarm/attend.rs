@@ -9,12 +9,12 @@ use skimmer_proto::control::scheduler_client::SchedulerClient;
 use skimmer_proto::control::scheduler_message::Message;
 use skimmer_proto::control::{NodeMessage, SchedulerMessage};
 use skimmer_proto::{Digest, Scope, TaskId};
+use skimmer_service::channel;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::tasks::Task;
 use super::{Inner, convert};
-use crate::control;
 use crate::member::Member;
 use crate::plan::{Event, Peer};
 
@@ -29,7 +29,7 @@ enum Error {
     #[error("make the TLS configuration")]
     Tls(#[from] tls::Error),
     #[error("reach the scheduler")]
-    Reach(#[from] control::Error),
+    Reach(#[from] channel::Error),
     #[error("attend at the scheduler {address}")]
     Attend { address: String, source: Box<tonic::Status> },
     #[error("the control plane names no scheduler")]
@@ -77,7 +77,7 @@ async fn stream(inner: &Arc<Inner>, member: &Member, attempt: usize) -> Result<(
     let at = attempt.checked_rem(schedulers.len()).ok_or(Error::None)?;
     let address = &schedulers[at];
     let tls = tls::control_client(member.authority, Some(Arc::clone(&member.credentials)))?;
-    let channel = control::connect(address, tls).await?;
+    let channel = channel::connect(address, tls).await?;
     let failed = |status| Error::Attend { address: address.clone(), source: Box::new(status) };
     let (outbox, messages) = mpsc::channel(QUEUED);
     // The greeting goes before anything that the planner has to say.

@@ -1,4 +1,4 @@
-//! The way to the control plane: gRPC over TLS that knows the authority by its fingerprint.
+//! The way to the control plane: gRPC over our own TLS, which knows the authority by its fingerprint.
 
 use std::io;
 use std::sync::Arc;
