@@ -3,7 +3,8 @@
 //!
 //! The scheduler's word goes first: pieces are fetched from the parents and by the leases that it
 //! gave. The node chooses by itself, rarest piece first, where the scheduler says so (large swarms),
-//! is gone, or says nothing; and a reader's fault is asked of any known holder at once.
+//! is gone, or says nothing; a reader's fault is asked of any known holder at once; and whoever is
+//! linked is asked for what the origin fails to give.
 //!
 //! Owns: downloads, requests in flight, what is known of peers and their have-maps.
 //! Does not own: connections, bytes, the right to read (the caller's), who is leased what.
@@ -47,8 +48,8 @@ pub struct Planner {
     faults: Times,
     origin_failures: u32,
     origin_not_before: Now,
-    /// Who isn't asked for a task again, whatever becomes of its download.
-    bans: BTreeMap<TaskId, BTreeSet<Peer>>,
+    /// Who isn't asked for a task, and until when, whatever becomes of its download.
+    bans: BTreeMap<TaskId, BTreeMap<Peer, Now>>,
     /// Who isn't asked for anything again.
     quarantined: BTreeSet<Peer>,
 }
@@ -58,6 +59,9 @@ const WRONG_PIECES: u32 = 3;
 
 /// Tasks whose bans are remembered.
 const BANS: usize = 4096;
+
+/// Peers that are remembered after their link is gone, if they have done nothing wrong.
+const LINKS: usize = 4096;
 
 #[derive(Debug)]
 struct Request {
@@ -115,8 +119,9 @@ impl Planner {
             Event::Want { task, shape, pieces, class, origin } => {
                 let download = self.downloads.entry(task).or_insert_with(|| {
                     let mut download = Download::new(now, shape, origin);
-                    let bans = self.bans.get(&task).into_iter().flatten();
-                    download.banned = bans.chain(&self.quarantined).copied().collect();
+                    download.banned = self.bans.get(&task).cloned().unwrap_or_default();
+                    let forever = self.quarantined.iter().map(|peer| (*peer, Now::MAX));
+                    download.banned.extend(forever);
                     download
                 });
                 download.origin = origin;
@@ -148,7 +153,8 @@ impl Planner {
             }
             Event::PeerUp { peer } => {
                 let link = self.links.entry(peer).or_default();
-                (link.up, link.not_before) = (true, now);
+                link.up = true;
+                link.pardon();
             }
             Event::PeerLost { peer } => self.lost(now, peer, actions),
             Event::SchedulerUp => self.introduce(actions),
@@ -167,23 +173,28 @@ impl Planner {
             return;
         };
         let Some(download) = self.downloads.get_mut(task) else { return };
+        if let Event::Leased { task, pieces } = &event
+            && !download.origin
+        {
+            let pieces = download.all_wanted().intersection(pieces);
+            self.report_failure(*task, pieces, None, Fault::Refused, actions);
+            return;
+        }
         download.heard = now;
         if let Event::Assigned { pieces, .. } = &event {
             download.leased.remove_all(pieces);
         }
         match event {
-            Event::Assigned { task, parent, pieces } if download.banned.contains(&parent) => {
-                let wanted = download.wanted().iter().fold(PieceSet::new(), |mut all, wanted| {
-                    all.insert_all(wanted);
-                    all
-                });
-                let pieces = wanted.intersection(&pieces);
+            Event::Assigned { task, parent, pieces } if download.is_banned(&parent, now) => {
+                let pieces = download.all_wanted().intersection(&pieces);
                 self.report_failure(task, pieces, Some(parent), Fault::Refused, actions);
             }
             Event::Assigned { parent, pieces, .. } => {
                 for others in download.assigned.values_mut() {
                     others.remove_all(&pieces);
                 }
+                // The scheduler knows better than what was seen before.
+                download.holders.entry(parent).or_default().absent.remove_all(&pieces);
                 download.has(now, parent, &pieces);
                 download.assigned.entry(parent).or_default().insert_all(&pieces);
             }
@@ -194,13 +205,34 @@ impl Planner {
                 }
                 download.neighbours = Some(peers.into_iter().map(|(peer, _)| peer).collect());
             }
-            Event::Cancelled { pieces, .. } => {
-                download.leased.remove_all(&pieces);
-                for assigned in download.assigned.values_mut() {
-                    assigned.remove_all(&pieces);
-                }
-            }
+            Event::Cancelled { task, pieces } => self.cancelled(now, &task, &pieces, actions),
             _ => {}
+        }
+    }
+
+    /// What flies by the scheduler's word is to come from elsewhere.
+    fn cancelled(&mut self, now: Now, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
+        let Some(download) = self.downloads.get_mut(task) else { return };
+        let by_word = |request: &Request| match request.peer {
+            Some(peer) => download.assigned.get(&peer).is_some_and(|a| a.intersects(&request.left)),
+            None => download.leased.intersects(&request.left),
+        };
+        let over = |request: &Request| {
+            request.task == *task && request.left.intersects(pieces) && by_word(request)
+        };
+        let over: Vec<_> =
+            self.requests.iter().filter(|(_, request)| over(request)).map(|(id, _)| *id).collect();
+        download.leased.remove_all(pieces);
+        for assigned in download.assigned.values_mut() {
+            assigned.remove_all(pieces);
+        }
+        for id in over {
+            let Some(Request { peer, left, .. }) = self.requests.remove(&id) else { continue };
+            download.take_back(now, &left, id);
+            if let Some(link) = peer.and_then(|peer| self.links.get_mut(&peer)) {
+                link.unanswered = link.unanswered.saturating_sub(left.len());
+            }
+            actions.push(Action::Abandon { request: id });
         }
     }
 
@@ -230,7 +262,7 @@ impl Planner {
             Some(link) => {
                 let took = now.saturating_sub(link.free_since.max(request.asked));
                 link.free_since = now;
-                link.strikes = 0;
+                link.pardon();
                 let times = if class == Class::Fault { &mut self.faults } else { &mut self.bulk };
                 times.add(took);
             }
@@ -270,7 +302,7 @@ impl Planner {
         let Some(download) = self.downloads.get_mut(&task) else { return };
         let Some(sender) = download.landed.remove(&piece) else { return };
         if let Some(peer) = sender {
-            self.ban(task, peer, Fault::Corrupt);
+            self.ban(task, peer, Fault::Corrupt, Now::MAX, actions);
         }
         let pieces = std::iter::once(piece).collect();
         self.report_failure(task, pieces, sender, Fault::Corrupt, actions);
@@ -294,7 +326,7 @@ impl Planner {
     /// A request brings nothing more. What it owes is wanted still.
     fn ended(&mut self, now: Now, id: RequestId, fault: Fault, actions: &mut Vec<Action>) {
         let Some(request) = self.requests.remove(&id) else { return };
-        let Request { task, peer, left, .. } = request;
+        let Request { task, peer, mut left, .. } = request;
         let Some(download) = self.downloads.get_mut(&task) else { return };
         download.take_back(now, &left, id);
         match peer {
@@ -302,6 +334,8 @@ impl Planner {
                 download.leased.remove_all(&left);
                 if fault == Fault::Refused {
                     download.origin = false;
+                    let leased = std::mem::take(&mut download.leased);
+                    left.insert_all(&leased.intersection(&download.all_waiting()));
                 }
                 let factor = 1 << self.origin_failures.min(5);
                 self.origin_failures = (self.origin_failures + 1).min(5);
@@ -313,23 +347,40 @@ impl Planner {
                 }
                 let holder = download.holders.entry(peer).or_default();
                 match fault {
-                    Fault::Absent => holder.pieces.remove_all(&left),
-                    Fault::Corrupt | Fault::Refused => self.ban(task, peer, fault),
+                    Fault::Absent => holder.lacks(now + self.limits.penalty, &left),
+                    Fault::Corrupt => self.ban(task, peer, fault, Now::MAX, actions),
+                    Fault::Refused => {
+                        self.ban(task, peer, fault, now + self.limits.refusal, actions);
+                    }
                     Fault::Gone | Fault::Slow => {}
                 }
                 let link = self.links.entry(peer).or_default();
                 link.unanswered = link.unanswered.saturating_sub(left.len());
                 if matches!(fault, Fault::Gone | Fault::Slow) {
-                    link.punish(now, self.limits.penalty);
+                    link.punish(now, self.limits.penalty, self.limits.rest);
+                    // Nor does it bring what it hasn't been asked for yet.
+                    if let Some(download) = self.downloads.get_mut(&task)
+                        && let Some(assigned) = download.assigned.remove(&peer)
+                    {
+                        left.insert_all(&assigned.intersection(&download.all_waiting()));
+                    }
                 }
             }
         }
         self.report_failure(task, left, peer, fault, actions);
     }
 
-    /// The peer isn't asked for the task again, nor for anything after several wrong pieces.
-    fn ban(&mut self, task: TaskId, peer: Peer, fault: Fault) {
-        self.bans.entry(task).or_default().insert(peer);
+    /// The peer isn't asked for the task, nor for anything after several wrong pieces.
+    fn ban(
+        &mut self,
+        task: TaskId,
+        peer: Peer,
+        fault: Fault,
+        until: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let known = self.bans.entry(task).or_default().entry(peer).or_default();
+        *known = until.max(*known);
         if self.bans.len() > BANS {
             self.bans.pop_first();
         }
@@ -341,10 +392,30 @@ impl Planner {
         let everywhere = self.quarantined.contains(&peer);
         for (other, download) in &mut self.downloads {
             if everywhere || *other == task {
-                download.banned.insert(peer);
-                download.holders.remove(&peer);
-                download.assigned.remove(&peer);
+                let known = download.banned.entry(peer).or_default();
+                *known = if everywhere { Now::MAX } else { until.max(*known) };
             }
+        }
+        let concerns = |other: &TaskId| everywhere || *other == task;
+        self.forsake(peer, fault, concerns, actions);
+    }
+
+    /// Nothing more comes from the peer: what it was to give and wasn't asked for goes back.
+    fn forsake(
+        &mut self,
+        peer: Peer,
+        fault: Fault,
+        concerns: impl Fn(&TaskId) -> bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut unasked = Vec::new();
+        for (task, download) in self.downloads.iter_mut().filter(|(task, _)| concerns(task)) {
+            download.holders.remove(&peer);
+            let assigned = download.assigned.remove(&peer).unwrap_or_default();
+            unasked.push((*task, download.all_waiting().intersection(&assigned)));
+        }
+        for (task, pieces) in unasked {
+            self.report_failure(task, pieces, Some(peer), fault, actions);
         }
     }
 
@@ -352,12 +423,12 @@ impl Planner {
         self.end_all(now, peer, Fault::Gone, actions);
         if let Some(link) = self.links.get_mut(&peer) {
             link.up = false;
-            link.punish(now, self.limits.penalty);
+            link.punish(now, self.limits.penalty, self.limits.rest);
         }
-        for download in self.downloads.values_mut() {
-            download.holders.remove(&peer);
-            download.assigned.remove(&peer);
+        if self.links.len() > LINKS {
+            self.links.retain(|_, link| link.up || link.wrong > 0 || link.unanswered > 0);
         }
+        self.forsake(peer, Fault::Gone, |_| true, actions);
     }
 
     /// Ends every request to `peer`.

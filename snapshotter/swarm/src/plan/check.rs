@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skimmer_proto::{PieceSet, TaskId};
 
-use super::{Action, Event, Fault, Limits, Peer, Report, RequestId, Why};
+use super::{Action, Event, Fault, Limits, Now, Peer, Report, RequestId, Why};
 
 /// Watches a planner's history.
 #[derive(Debug)]
@@ -15,7 +15,8 @@ pub struct Check {
     /// Wanted and not received.
     wanted: BTreeMap<TaskId, PieceSet>,
     leased: BTreeMap<TaskId, PieceSet>,
-    banned: BTreeSet<(TaskId, Peer)>,
+    /// Until when.
+    banned: BTreeMap<(TaskId, Peer), Now>,
     /// Who sent what isn't on disk yet.
     landed: BTreeMap<(TaskId, u32), Option<Peer>>,
     in_flight: BTreeMap<RequestId, Flight>,
@@ -53,7 +54,7 @@ impl Check {
             scheduler: false,
             wanted: BTreeMap::new(),
             leased: BTreeMap::new(),
-            banned: BTreeSet::new(),
+            banned: BTreeMap::new(),
             landed: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             seen: BTreeSet::new(),
@@ -62,10 +63,10 @@ impl Check {
     }
 
     /// What the planner was told, and what it answered.
-    pub fn step(&mut self, event: &Event, actions: &[Action]) -> Result<(), Violation> {
-        self.event(event);
+    pub fn step(&mut self, now: Now, event: &Event, actions: &[Action]) -> Result<(), Violation> {
+        self.event(now, event);
         for action in actions {
-            self.action(action)?;
+            self.action(now, action)?;
         }
         self.state()
     }
@@ -79,7 +80,7 @@ impl Check {
         self.wanted.get(task).cloned().unwrap_or_default()
     }
 
-    fn event(&mut self, event: &Event) {
+    fn event(&mut self, now: Now, event: &Event) {
         if let Event::Want { task, pieces, .. } | Event::Unwant { task, pieces } = event {
             self.landed.retain(|(other, piece), _| other != task || !pieces.contains(*piece));
         }
@@ -113,14 +114,19 @@ impl Check {
             }
             Event::Wrong { task, piece } => {
                 if let Some(Some(peer)) = self.landed.remove(&(*task, *piece)) {
-                    self.banned.insert((*task, peer));
+                    self.banned.insert((*task, peer), Now::MAX);
                 }
             }
             Event::Ended { request, outcome } => {
-                if let (Some(flight), Err(Fault::Corrupt | Fault::Refused)) =
-                    (self.in_flight.remove(request), outcome)
+                let until = match outcome {
+                    Err(Fault::Corrupt) => Now::MAX,
+                    Err(Fault::Refused) => now + self.limits.refusal,
+                    _ => now,
+                };
+                if let Some(Flight { task, peer: Some(peer), .. }) = self.in_flight.remove(request)
                 {
-                    self.banned.extend(flight.peer.map(|peer| (flight.task, peer)));
+                    let banned = self.banned.entry((task, peer)).or_default();
+                    *banned = until.max(*banned);
                 }
             }
             Event::SchedulerUp => {
@@ -141,10 +147,10 @@ impl Check {
         }
     }
 
-    fn action(&mut self, action: &Action) -> Result<(), Violation> {
+    fn action(&mut self, now: Now, action: &Action) -> Result<(), Violation> {
         match action {
             Action::Ask { request, task, peer, pieces, .. } => {
-                let banned = self.banned.contains(&(*task, *peer));
+                let banned = self.banned.get(&(*task, *peer)).is_some_and(|until| *until > now);
                 hold!(!banned, "{peer:?} is asked again after wrong bytes or a refusal");
                 self.request(*request, *task, Some(*peer), pieces)?;
             }

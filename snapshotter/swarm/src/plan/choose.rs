@@ -15,6 +15,16 @@ const STRIPES: u32 = 64;
 /// Longest stripe in pieces.
 const STRIPE_PIECES: u32 = 16;
 
+/// Peers without a link that are asked at a time whether they are there again.
+const REDIALLED: usize = 16;
+
+/// Failures in a row after which the origin doesn't count as one.
+const ORIGIN_FAILS: u32 = 2;
+
+/// Without a right to the origin, and without a word, a node looks around after so many times the
+/// patience for a fault.
+const FORSAKEN: u32 = 5;
+
 /// The order in which a node chooses pieces: members in order of importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rarity {
@@ -35,13 +45,12 @@ struct Fitness {
 impl Planner {
     /// Starts whatever may start, most urgent first; among equals, tasks with less in flight first.
     pub(super) fn fill(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let mut order: Vec<_> = self
-            .downloads
-            .iter()
-            .filter(|(_, download)| download.is_waiting())
-            .map(|(task, download)| (download.flying.len(), *task))
-            .collect();
+        let open = self.downloads.iter().filter(|(_, d)| d.is_waiting() || !d.flying.is_empty());
+        let mut order: Vec<_> = open.map(|(task, d)| (d.flying.len(), *task)).collect();
         order.sort_unstable();
+        for (_, task) in &order {
+            self.probe(now, *task, actions);
+        }
         for class in Class::ALL {
             for (_, task) in &order {
                 self.fill_leased(now, *task, class, actions);
@@ -83,14 +92,11 @@ impl Planner {
             return;
         }
         let silent = self.is_silent(now, download, class);
-        let local = !self.scheduler || download.neighbours.is_some() || silent;
-        if !local && class != Class::Fault {
+        let alone = self.is_left_alone(now, download);
+        if !alone && download.neighbours.is_none() && class != Class::Fault {
             return;
         }
-        if !self.scheduler || download.neighbours.is_some() {
-            self.probe(now, task, actions);
-        }
-        self.choose(now, task, class, actions);
+        self.choose(now, task, class, alone, actions);
         if !self.scheduler {
             self.fill_unled(now, task, class, actions);
         } else if silent {
@@ -113,13 +119,36 @@ impl Planner {
             && !download.is_directed(class)
     }
 
-    /// Rarest first among the peers that this node may ask.
-    fn choose(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
+    /// Whether this node has to look for holders itself: there is no scheduler, it says nothing, or all
+    /// that it can give is an origin that fails.
+    fn is_left_alone(&self, now: Now, download: &Download) -> bool {
+        let unheard = now.saturating_sub(download.heard) >= self.limits.fault_patience * FORSAKEN;
+        !self.scheduler
+            || !download.origin && download.flying.is_empty() && unheard
+            || self.origin_failures >= ORIGIN_FAILS
+            || Class::ALL.into_iter().any(|class| {
+                !download.waiting[class as usize].is_empty() && self.is_silent(now, download, class)
+            })
+    }
+
+    /// Rarest first among the peers that this node may ask, or, if it is `alone`, among all.
+    fn choose(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        class: Class,
+        alone: bool,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(download) = self.downloads.get(&task) else { return };
         let fault = class == Class::Fault;
-        let peers = self.choosable(download, fault);
+        let mut peers = self.choosable(now, download, fault || alone);
+        if alone && self.may_read_origin(now, download) {
+            // Better there than from those that have failed.
+            peers.retain(|peer| !self.is_penalised(now, peer));
+        }
         let mut ready = download.waiting[class as usize].clone();
-        if !fault {
+        if !fault && self.origin_failures < ORIGIN_FAILS {
             // These have their way already.
             ready.remove_all(&download.leased);
         }
@@ -155,13 +184,22 @@ impl Planner {
         }
     }
 
-    fn choosable(&self, download: &Download, fault: bool) -> BTreeSet<Peer> {
-        let named = download.neighbours.as_ref().filter(|_| self.scheduler && !fault);
+    /// Holders that may be asked; those that the scheduler named, unless any will do.
+    fn choosable(&self, now: Now, download: &Download, any: bool) -> BTreeSet<Peer> {
+        let named = download.neighbours.as_ref().filter(|_| !any);
         let holders = download.holders.keys();
         let usable = |peer: &&Peer| {
-            !download.banned.contains(peer) && named.is_none_or(|named| named.contains(peer))
+            !download.is_banned(peer, now) && named.is_none_or(|named| named.contains(peer))
         };
         holders.filter(usable).copied().collect()
+    }
+
+    fn is_penalised(&self, now: Now, peer: &Peer) -> bool {
+        self.links.get(peer).is_some_and(|link| link.not_before > now)
+    }
+
+    fn may_read_origin(&self, now: Now, download: &Download) -> bool {
+        download.origin && now >= self.origin_not_before
     }
 
     /// The peer to ask, of those that have it: one with fewer than `most` unanswered pieces.
@@ -172,26 +210,30 @@ impl Planner {
             let tie = mix(self.seed, first_word(peer));
             Fitness { penalised: not_before > now, unanswered, tie, peer: *peer }
         };
-        let fit = peers.iter().map(fitness).filter(|fitness| fitness.unanswered < most);
+        let rested = |peer: &&Peer| self.links.get(peer).is_none_or(|link| link.rest_until <= now);
+        let fit = peers.iter().filter(rested).map(fitness).filter(|fit| fit.unanswered < most);
         fit.min().map(|fitness| fitness.peer)
     }
 
-    /// Asks the peers of a task what they have, from time to time.
+    /// Asks the peers of a task what they have, from time to time: the neighbours, or whoever is linked
+    /// if this node is left alone.
     fn probe(&mut self, now: Now, task: TaskId, actions: &mut Vec<Action>) {
-        let (scheduler, every) = (self.scheduler, self.limits.probe);
-        let Some(download) = self.downloads.get_mut(&task) else { return };
-        let known: Vec<Peer> = match &download.neighbours {
-            Some(neighbours) if scheduler => neighbours.iter().copied().collect(),
-            _ => {
-                let up = self.links.iter().filter(|(_, link)| link.up).map(|(peer, _)| *peer);
-                up.chain(download.holders.keys().copied())
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect()
-            }
+        let every = self.limits.probe;
+        let Some(download) = self.downloads.get(&task) else { return };
+        let known: BTreeSet<Peer> = if self.is_left_alone(now, download) {
+            let up = self.links.iter().filter(|(_, link)| link.up);
+            let away = self.links.iter().filter(|(_, link)| !link.up && link.not_before <= now);
+            let linked = up.chain(away.take(REDIALLED)).map(|(peer, _)| *peer);
+            linked.chain(download.holders.keys().copied()).collect()
+        } else {
+            download.neighbours.clone().unwrap_or_default()
         };
+        let Some(download) = self.downloads.get_mut(&task) else { return };
         let pieces = download.shape.pieces;
-        for peer in known.into_iter().filter(|peer| !download.banned.contains(peer)) {
+        for peer in known {
+            if download.is_banned(&peer, now) {
+                continue;
+            }
             let holder = download.holders.entry(peer).or_default();
             let due = holder.asked_last.is_none_or(|at| at + every <= now);
             if due && holder.pieces.len() < pieces {
@@ -211,7 +253,7 @@ impl Planner {
             let asked = holder.asked_first.unwrap_or(now);
             let pending = asked + self.limits.owner_answer > now;
             let up = self.links.get(peer).is_some_and(|link| link.up);
-            if up && !download.banned.contains(peer) && ((holder.active && fresh) || pending) {
+            if up && !download.is_banned(peer, now) && ((holder.active && fresh) || pending) {
                 owners.push(*peer);
             }
         }
@@ -230,7 +272,7 @@ impl Planner {
         self.fill_origin(now, task, class, why, is_mine, actions);
     }
 
-    /// Reads waiting pieces from the origin that no peer is known to have.
+    /// Reads waiting pieces from the origin that no peer that serves well is known to have.
     fn fill_origin(
         &mut self,
         now: Now,
@@ -242,7 +284,8 @@ impl Planner {
     ) {
         while let Some(download) = self.downloads.get(&task) {
             let waiting = download.waiting[class as usize].iter();
-            let peers = self.choosable(download, true);
+            let mut peers = self.choosable(now, download, true);
+            peers.retain(|peer| !self.is_penalised(now, peer));
             let nobody = |piece: &u32| !peers.iter().any(|peer| has(download, peer, *piece));
             let ready: PieceSet = waiting.filter(|p| is_mine(*p)).filter(nobody).collect();
             let Some(run) = self.origin_run(now, download, &ready, class) else { return };
@@ -260,9 +303,7 @@ impl Planner {
     ) -> Option<PieceSet> {
         let more = if class == Class::Fault { 2 } else { 0 };
         let busy = self.requests.values().filter(|request| request.peer.is_none()).count();
-        let may = download.origin
-            && busy < self.limits.origin_requests + more
-            && now >= self.origin_not_before;
+        let may = self.may_read_origin(now, download) && busy < self.limits.origin_requests + more;
         let run = ready.runs().next().filter(|_| may)?;
         let longest = (self.limits.origin_run_bytes / download.shape.piece_len.max(1)).max(1);
         let longest = u32::try_from(longest).unwrap_or(u32::MAX);

@@ -27,8 +27,8 @@ pub struct Download {
     /// Set once the scheduler has left the choice to this node.
     pub neighbours: Option<BTreeSet<Peer>>,
     pub holders: BTreeMap<Peer, Holder>,
-    /// Peers that aren't asked for this task again: wrong bytes, or no right.
-    pub banned: BTreeSet<Peer>,
+    /// Peers that aren't asked for this task, and until when: wrong bytes, or no right.
+    pub banned: BTreeMap<Peer, Now>,
     /// When something last came from the scheduler or a transfer.
     pub heard: Now,
     /// When each class began to wait.
@@ -54,6 +54,18 @@ pub struct Holder {
     pub asked_last: Option<Now>,
     /// When its map last grew, or it first said that it is active.
     pub grew: Now,
+    /// What it was asked for and didn't have, whatever it says, and until when that is believed.
+    pub absent: PieceSet,
+    pub absent_until: Now,
+}
+
+impl Holder {
+    /// It was asked for these and hasn't got them.
+    pub fn lacks(&mut self, until: Now, pieces: &PieceSet) {
+        self.pieces.remove_all(pieces);
+        self.absent.insert_all(pieces);
+        self.absent_until = until;
+    }
 }
 
 impl Download {
@@ -70,7 +82,7 @@ impl Download {
             leased: PieceSet::new(),
             neighbours: None,
             holders: BTreeMap::new(),
-            banned: BTreeSet::new(),
+            banned: BTreeMap::new(),
             heard: now,
             since: [now; 3],
         }
@@ -169,6 +181,18 @@ impl Download {
         wanted
     }
 
+    pub fn all_waiting(&self) -> PieceSet {
+        let mut all = PieceSet::new();
+        self.waiting.iter().for_each(|waiting| all.insert_all(waiting));
+        all
+    }
+
+    pub fn all_wanted(&self) -> PieceSet {
+        let mut all = PieceSet::new();
+        self.wanted().iter().for_each(|wanted| all.insert_all(wanted));
+        all
+    }
+
     /// Whether the scheduler has said from where every waiting piece of a class may come.
     pub fn is_directed(&self, class: Class) -> bool {
         let mut rest = self.waiting[class as usize].clone();
@@ -181,10 +205,18 @@ impl Download {
 
     pub fn has(&mut self, now: Now, peer: Peer, pieces: &PieceSet) -> &mut Holder {
         let holder = self.holders.entry(peer).or_default();
-        if !holder.pieces.contains_all(pieces) {
-            holder.pieces.insert_all(pieces);
+        if holder.absent_until <= now {
+            holder.absent = PieceSet::new();
+        }
+        let pieces = pieces.difference(&holder.absent);
+        if !holder.pieces.contains_all(&pieces) {
+            holder.pieces.insert_all(&pieces);
             holder.grew = now;
         }
         holder
+    }
+
+    pub fn is_banned(&self, peer: &Peer, now: Now) -> bool {
+        self.banned.get(peer).is_some_and(|until| *until > now)
     }
 }

@@ -73,6 +73,10 @@ pub struct Limits {
     pub hedge_first: Duration,
     /// A peer that stalled or was lost isn't chosen for so long; doubles each time.
     pub penalty: Duration,
+    /// Nor is it asked at all for so long, which doubles too.
+    pub rest: Duration,
+    /// A peer that refused isn't asked for that task for so long.
+    pub refusal: Duration,
     /// Wait after the origin failed; doubles with each failure in a row, up to 32 times.
     pub origin_backoff: Duration,
 }
@@ -97,6 +101,8 @@ impl Default for Limits {
             hedge_min: ms(30),
             hedge_first: ms(1_000),
             penalty: ms(10_000),
+            rest: ms(250),
+            refusal: ms(30_000),
             origin_backoff: ms(250),
         }
     }

@@ -18,13 +18,23 @@ pub struct Link {
     pub wrong: u32,
     /// Not chosen before this, if there is a choice.
     pub not_before: Now,
+    /// Not chosen before this at all.
+    pub rest_until: Now,
 }
 
 impl Link {
-    pub fn punish(&mut self, now: Now, penalty: Duration) {
+    pub fn punish(&mut self, now: Now, penalty: Duration, rest: Duration) {
         let factor = 1 << self.strikes.min(5);
         self.strikes = self.strikes.saturating_add(1);
         self.not_before = now + penalty * factor;
+        self.rest_until = now + rest * factor;
+    }
+
+    /// Nothing is held against it but wrong pieces.
+    pub const fn pardon(&mut self) {
+        self.strikes = 0;
+        self.not_before = Now::ZERO;
+        self.rest_until = Now::ZERO;
     }
 }
 

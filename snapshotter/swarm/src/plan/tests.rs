@@ -1,5 +1,7 @@
 //! Row by row, by random histories, and in small swarms without a scheduler.
 
+mod degraded;
+
 use std::time::Duration;
 
 use proptest::prelude::{Strategy, any, prop_assert, prop_oneof, proptest};
@@ -47,7 +49,7 @@ impl Bench {
 
     fn apply(&mut self, event: Event) -> Vec<Action> {
         let actions = self.planner.apply(self.now, event.clone());
-        self.check.step(&event, &actions).unwrap();
+        self.check.step(self.now, &event, &actions).unwrap();
         self.log.extend(actions.clone());
         actions
     }
@@ -262,7 +264,7 @@ fn without_a_scheduler_each_stripe_has_one_owner() {
         while let Some((n, event)) = queue.pop_front() {
             let (planner, check) = &mut nodes[n];
             let actions = planner.apply(now, event.clone());
-            check.step(&event, &actions).unwrap();
+            check.step(now, &event, &actions).unwrap();
             for action in actions {
                 let (request, pieces) = match action {
                     Action::Probe { task, peer } => {

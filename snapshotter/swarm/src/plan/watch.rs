@@ -36,10 +36,14 @@ impl Planner {
         }
     }
 
-    fn stalled(&self, now: Now) -> Vec<Peer> {
+    /// Who sends nothing for so long isn't waited for any more.
+    fn stall_wait(&self) -> Duration {
         let usual = self.bulk.percentile(50);
-        let wait = usual
-            .map_or(self.limits.stall_first, |usual| (usual * STALLED).max(self.limits.stall_min));
+        usual.map_or(self.limits.stall_first, |usual| (usual * STALLED).max(self.limits.stall_min))
+    }
+
+    fn stalled(&self, now: Now) -> Vec<Peer> {
+        let wait = self.stall_wait();
         let mut oldest = BTreeMap::new();
         for request in self.requests.values() {
             if let Some(peer) = request.peer {
@@ -55,7 +59,7 @@ impl Planner {
     }
 
     /// Faults that take longer than nearly all are asked of somebody else as well; in the end of the
-    /// origin.
+    /// origin. So is whatever an origin that has stalled owes.
     fn hedge(&mut self, now: Now, actions: &mut Vec<Action>) {
         let usual = self.faults.percentile(90);
         let wait = usual.map_or(self.limits.hedge_first, |usual| usual.max(self.limits.hedge_min));
@@ -63,31 +67,39 @@ impl Planner {
         for (task, download) in &self.downloads {
             for (piece, flying) in &download.flying {
                 let overdue = now.saturating_sub(flying.since);
-                if flying.class == Class::Fault && flying.requests.len() < 2 && overdue >= wait {
-                    late.push((*task, *piece, flying.requests[0], overdue));
+                let fault = flying.class == Class::Fault;
+                let wait = if fault { wait } else { self.stall_wait() };
+                if flying.requests.len() < 2 && overdue >= wait {
+                    late.push((*task, *piece, flying.requests[0], flying.class, overdue));
                 }
             }
         }
-        let mut asks: BTreeMap<(TaskId, Peer), PieceSet> = BTreeMap::new();
+        let mut asks: BTreeMap<(TaskId, Peer, Class), PieceSet> = BTreeMap::new();
         let mut origin: BTreeMap<TaskId, PieceSet> = BTreeMap::new();
-        for (task, piece, request, overdue) in late {
-            let asked = self.requests.get(&request).and_then(|request| request.peer);
-            let (Some(asked), Some(download)) = (asked, self.downloads.get(&task)) else {
+        for (task, piece, request, class, overdue) in late {
+            let Some(asked) = self.requests.get(&request).map(|request| request.peer) else {
                 continue;
             };
+            let Some(download) = self.downloads.get(&task) else { continue };
+            // Of peers that stall something else is made: they are given up.
+            if class != Class::Fault && asked.is_some() {
+                continue;
+            }
             let others = download.holders.iter().filter(|(peer, holder)| {
-                **peer != asked && holder.pieces.contains(piece) && !download.banned.contains(peer)
+                Some(**peer) != asked
+                    && holder.pieces.contains(piece)
+                    && !download.is_banned(peer, now)
             });
             let others: BTreeSet<Peer> = others.map(|(peer, _)| *peer).collect();
             if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces) {
                 self.links.entry(peer).or_default().unanswered += 1;
-                asks.entry((task, peer)).or_default().insert(piece);
-            } else if overdue >= self.limits.fault_patience * 4 {
+                asks.entry((task, peer, class)).or_default().insert(piece);
+            } else if asked.is_some() && overdue >= self.limits.fault_patience * 4 {
                 origin.entry(task).or_default().insert(piece);
             }
         }
-        for ((task, peer), pieces) in asks {
-            self.ask_counted(now, task, peer, pieces, Class::Fault, actions);
+        for ((task, peer, class), pieces) in asks {
+            self.ask_counted(now, task, peer, pieces, class, actions);
         }
         for (task, mut pieces) in origin {
             while let Some(download) = self.downloads.get(&task)

@@ -407,6 +407,7 @@ impl Inner {
     async fn probe(self: &Arc<Self>, task: TaskId, peer: PeerId) {
         let Some(joined) = self.joined() else { return };
         if joined.transport.connect(&peer, &self.addresses(&peer)).await.is_err() {
+            self.handle(Event::PeerLost { peer: Peer(*peer.public_key()) });
             return;
         }
         let have = self.state().tasks.get(&task).map(|task| task.have.clone()).unwrap_or_default();

@@ -157,3 +157,29 @@ async fn links_that_break_are_made_again() {
         bench.all_right(vec![bench.nodes[1].pull(&blob)], &content).await;
     }
 }
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_hangs_is_done_without() {
+    for led in [true, false] {
+        let mut bench = Bench::with_nodes(2).await;
+        let (blob, content) = bench.blob(8 * MIB, 8);
+        let led = gathered(&bench, led).await;
+        bench.origin.hangs.store(true, Ordering::Relaxed);
+        let waiting = bench.nodes[1].pull(&blob);
+        bench.until(|| bench.served() > 0).await;
+        // A third node has it all, and comes only now.
+        let dir = tempfile::tempdir().unwrap();
+        let good = Arc::new(skimmer_cache::source::memory::Memory::default());
+        good.put(blob.digest, content.clone());
+        let node = bench.open(Role::Peer, good, dir.path().to_owned()).await;
+        bench.nodes.push(node);
+        let holder = &bench.nodes[2];
+        bench.all_right(vec![holder.pull(&blob)], &content).await;
+        holder.cache.blob(blob.clone()).unwrap().prove(table(&content)).unwrap();
+        if let Some(led) = &led {
+            led.join(holder).await;
+        }
+        bench.link().await;
+        bench.all_right(vec![waiting], &content).await;
+        drop(dir);
+    }
+}
