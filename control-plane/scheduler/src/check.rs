@@ -61,8 +61,9 @@ struct Task {
     leased: BTreeMap<u32, NodeId>,
     /// How many nodes that nobody complained about have each piece.
     holders: Vec<u32>,
-    /// They sent wrong bytes.
+    /// They sent wrong bytes, on this stream or an earlier one.
     blamed: BTreeSet<NodeId>,
+    blamed_keys: BTreeSet<[u8; 32]>,
     /// These, and those that somebody couldn't fetch from: what they have doesn't count.
     doubted: BTreeSet<NodeId>,
 }
@@ -72,7 +73,7 @@ struct Task {
 pub struct Check {
     limits: Limits,
     now: Now,
-    connected: BTreeSet<NodeId>,
+    connected: BTreeMap<NodeId, [u8; 32]>,
     tasks: BTreeMap<TaskId, Task>,
     uploads: BTreeMap<NodeId, u32>,
     downloads: BTreeMap<NodeId, u32>,
@@ -83,7 +84,7 @@ impl Check {
         Self {
             limits,
             now: Now::ZERO,
-            connected: BTreeSet::new(),
+            connected: BTreeMap::new(),
             tasks: BTreeMap::new(),
             uploads: BTreeMap::new(),
             downloads: BTreeMap::new(),
@@ -128,9 +129,9 @@ impl Check {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Joined { node, .. } => {
+            Event::Joined { node, info } => {
                 self.forget(*node);
-                self.connected.insert(*node);
+                self.connected.insert(*node, info.key);
             }
             Event::Left { node } => self.forget(*node),
             Event::Announced { .. } | Event::Tick => {}
@@ -172,13 +173,17 @@ impl Check {
             leased: BTreeMap::new(),
             holders: vec![0; shape.pieces as usize],
             blamed: BTreeSet::new(),
+            blamed_keys: BTreeSet::new(),
             doubted: BTreeSet::new(),
         };
-        let known = self.connected.contains(&node);
-        if known {
-            self.tasks.entry(task).or_insert_with(new).peers.entry(node).or_default();
+        let Some(key) = self.connected.get(&node) else { return false };
+        let task = self.tasks.entry(task).or_insert_with(new);
+        task.peers.entry(node).or_default();
+        if task.blamed_keys.contains(key) {
+            task.doubted.insert(node);
+            task.blamed.insert(node);
         }
-        known
+        true
     }
 
     fn peer(&mut self, node: NodeId, task: TaskId) -> Option<&mut Peer> {
@@ -286,6 +291,7 @@ impl Check {
             && task.peers.contains_key(&node)
         {
             task.blamed.insert(node);
+            task.blamed_keys.extend(self.connected.get(&node));
         }
     }
 
@@ -324,7 +330,7 @@ impl Check {
     }
 
     fn is_connected(&self, node: NodeId) -> Result<(), Violation> {
-        self.connected.contains(&node).then_some(()).ok_or(Violation::UnknownNode(node))
+        self.connected.contains_key(&node).then_some(()).ok_or(Violation::UnknownNode(node))
     }
 
     /// The node wants the pieces, and they are on their way to it from here on.

@@ -16,6 +16,8 @@ pub struct NodeId(pub u64);
 /// What the scheduler knows of a node from its certificate and its greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
+    /// The node's own public key: the same on each of its streams.
+    pub key: [u8; 32],
     pub zone: String,
     pub seed: bool,
     /// Bytes per second; 0 while unknown.

@@ -44,6 +44,8 @@ pub struct Limits {
     pub strikes: u32,
     /// Parents that one node may have quarantined for others; what it says beyond concerns itself alone.
     pub accusations: u32,
+    /// How long a node's strikes and accusations outlast its stream.
+    pub memory: Duration,
     /// Tasks a node may be part of; announcements of more are ignored.
     pub tasks_per_node: usize,
     /// Decisions kept per task.
@@ -71,6 +73,7 @@ impl Default for Limits {
             sweep: Duration::from_millis(500),
             strikes: 3,
             accusations: 8,
+            memory: Duration::from_secs(3600),
             tasks_per_node: 10_000,
             decisions: 64,
         }

@@ -1,13 +1,39 @@
 //! Connected nodes: their links, and what they have been caught at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use skimmer_proto::TaskId;
 
 use crate::event::{NodeId, NodeInfo, Now};
 use crate::link::Link;
 
+/// Nodes that have left and whose conduct is remembered.
+const REMEMBERED: usize = 4096;
+
+/// What a node is known for, on whichever stream.
+#[derive(Clone, Debug, Default)]
+pub struct Conduct {
+    /// Wrong bytes that it is said to have sent.
+    pub strikes: u32,
+    /// It isn't used as a parent anywhere.
+    pub quarantined: bool,
+    /// Where it isn't in any case; no more than it takes to be quarantined.
+    pub blamed: BTreeSet<TaskId>,
+    /// The keys of those whom it had quarantined.
+    pub accused: BTreeSet<[u8; 32]>,
+}
+
+impl Conduct {
+    fn is_clean(&self) -> bool {
+        self.strikes == 0 && self.accused.is_empty()
+    }
+}
+
 #[derive(Debug)]
 pub struct Node {
     pub id: NodeId,
+    pub key: [u8; 32],
     pub seed: bool,
     /// Number of its zone.
     pub zone: u32,
@@ -19,12 +45,7 @@ pub struct Node {
     pub active: Vec<(u32, u32)>,
     /// Its inventory is complete.
     pub announced: bool,
-    /// Wrong bytes that it is said to have sent.
-    pub strikes: u32,
-    /// It isn't used as a parent anywhere.
-    pub quarantined: bool,
-    /// Whom it had quarantined.
-    pub accused: BTreeSet<NodeId>,
+    pub conduct: Conduct,
     /// Its uploads take many times what others' take.
     pub slow: bool,
     /// When a piece last arrived on its disk, or it began to want some.
@@ -46,17 +67,21 @@ pub struct Nodes {
     free: Vec<u32>,
     by_id: BTreeMap<NodeId, u32>,
     zones: BTreeMap<String, u32>,
+    /// Of nodes that have left, by key, and until when.
+    past: BTreeMap<[u8; 32], (Now, Conduct)>,
     /// Nodes whose inventory isn't complete.
     pub unannounced: usize,
 }
 
 impl Nodes {
-    /// A node that is known already keeps its number and loses everything else.
-    pub fn insert(&mut self, id: NodeId, info: NodeInfo) -> u32 {
+    /// A new stream of a node, which is known for what it did on others.
+    pub fn insert(&mut self, now: Now, id: NodeId, info: NodeInfo) -> u32 {
+        let past = self.past.remove(&info.key).filter(|(until, _)| *until > now);
         let next = u32::try_from(self.zones.len()).unwrap_or(u32::MAX);
         let zone = *self.zones.entry(info.zone).or_insert(next);
         let node = Node {
             id,
+            key: info.key,
             seed: info.seed,
             zone,
             up: Link::up(info.upload),
@@ -64,9 +89,7 @@ impl Nodes {
             tasks: BTreeMap::new(),
             active: Vec::new(),
             announced: false,
-            strikes: 0,
-            quarantined: false,
-            accused: BTreeSet::new(),
+            conduct: past.map(|(_, conduct)| conduct).unwrap_or_default(),
             slow: false,
             last_arrival: Now::ZERO,
             no_lease_before: Now::ZERO,
@@ -85,9 +108,18 @@ impl Nodes {
         number
     }
 
-    pub fn remove(&mut self, number: u32) {
+    /// What the node is known for is remembered until then.
+    pub fn remove(&mut self, now: Now, number: u32, memory: Duration) {
         if let Some(node) = self.slab[number as usize].take() {
             self.by_id.remove(&node.id);
+            if !node.conduct.is_clean() {
+                self.past.retain(|_, (until, _)| *until > now);
+                if self.past.len() >= REMEMBERED {
+                    let oldest = self.past.iter().min_by_key(|(_, (until, _))| *until);
+                    oldest.map(|(key, _)| *key).map(|key| self.past.remove(&key));
+                }
+                self.past.insert(node.key, (now + memory, node.conduct));
+            }
             self.free.push(number);
             self.unannounced -= usize::from(!node.announced);
         }

@@ -267,3 +267,6 @@ fn view(task: &Task) -> TaskView {
 fn run_of(pieces: u32, most: u32) -> u32 {
     (pieces / 512).clamp(1, most.clamp(1, MAX_RUN))
 }
+
+#[cfg(test)]
+mod tests;

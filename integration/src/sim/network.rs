@@ -261,7 +261,10 @@ impl<'a> World<'a> {
         let node = &self.nodes[number as usize];
         let rate = if self.setup.declared { node.rate } else { 0 };
         let seed = node.oddity == Oddity::Seed;
-        let info = NodeInfo { zone: format!("z{}", node.zone), seed, upload: rate, download: rate };
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        let zone = format!("z{}", node.zone);
+        let info = NodeInfo { key, zone, seed, upload: rate, download: rate };
         Event::Joined { node: NodeId(u64::from(number)), info }
     }
 

@@ -11,7 +11,7 @@ use crate::view::What;
 impl Scheduler {
     pub(super) fn joined(&mut self, id: NodeId, info: NodeInfo) {
         self.left(id);
-        self.nodes.insert(id, info);
+        self.nodes.insert(self.now, id, info);
         self.last_join = self.now;
     }
 
@@ -21,7 +21,7 @@ impl Scheduler {
         for (task, slot) in tasks.unwrap_or_default() {
             self.leave_task(task, slot);
         }
-        self.nodes.remove(number);
+        self.nodes.remove(self.now, number, self.limits.memory);
     }
 
     fn leave_task(&mut self, task: u32, slot: u32) {
@@ -280,7 +280,7 @@ impl Scheduler {
         let active = of.active;
         let node = self.nodes.get_mut(number)?;
         node.tasks.insert(index, slot);
-        let quarantined = node.quarantined;
+        let quarantined = node.conduct.quarantined || node.conduct.blamed.contains(&task);
         if active {
             node.active.push((index, slot));
         }
@@ -357,7 +357,8 @@ impl Scheduler {
         let Some(of) = self.task(task).filter(|of| !of.seeded && of.mode == Mode::Direct) else {
             return;
         };
-        let seeds = |number: u32| self.nodes.get(number).filter(|n| n.seed && !n.quarantined);
+        let seeds =
+            |number: u32| self.nodes.get(number).filter(|n| n.seed && !n.conduct.quarantined);
         let served = of.slots().any(|(_, peer)| {
             (peer.wanting || of.is_complete(peer)) && seeds(peer.node).is_some()
                 || of.is_complete(peer) && !peer.muted

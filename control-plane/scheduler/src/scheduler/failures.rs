@@ -85,11 +85,24 @@ impl Scheduler {
                 (peer.origin, peer.refused) = (false, true);
             }
             self.note(task, id, What::NotEntitled, Reason::Refused);
-        } else if let Some(node) = self.nodes.get_mut(number) {
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(number) {
             let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(DOUBLINGS));
             node.no_lease_before = self.now + wait;
             node.failed_leases += 1;
         }
+        self.reconsider(task);
+    }
+
+    /// The origin fails: whoever was only complained about may still be the better way.
+    fn reconsider(&mut self, task: u32) {
+        let now = self.now;
+        let Some(of) = self.task_mut(task) else { return };
+        for peer in of.peers.iter_mut().flatten() {
+            peer.muted_until = peer.muted_until.map(|until| until.min(now));
+        }
+        self.pardon(task);
     }
 
     fn parent_failed(
@@ -156,21 +169,27 @@ impl Scheduler {
 
     fn accuse(&mut self, task: u32, child: NodeId, parent: u32, number: u32) {
         let most = self.limits.accusations as usize;
-        let Some(parent_id) = self.nodes.get(number).map(|node| node.id) else { return };
+        let Some(key) = self.nodes.get(number).map(|node| node.key) else { return };
         let accuser = self.nodes.number(child).and_then(|n| self.nodes.get_mut(n));
         let Some(accuser) = accuser else { return };
-        if accuser.accused.len() >= most && !accuser.accused.contains(&parent_id) {
+        let accused = &mut accuser.conduct.accused;
+        if accused.len() >= most && !accused.contains(&key) {
             return;
         }
-        accuser.accused.insert(parent_id);
+        accused.insert(key);
         if let Some(peer) = self.task_mut(task).and_then(|of| of.peer_mut(parent)) {
             peer.muted_until = None;
         }
         self.quarantine(task, parent, Reason::WrongBytes);
         let strikes = self.limits.strikes;
+        let Some(id) = self.task(task).map(|of| of.id) else { return };
         let Some(node) = self.nodes.get_mut(number) else { return };
-        node.strikes += 1;
-        if node.strikes >= strikes && !std::mem::replace(&mut node.quarantined, true) {
+        node.conduct.strikes = node.conduct.strikes.saturating_add(1);
+        if node.conduct.blamed.len() < strikes as usize {
+            node.conduct.blamed.insert(id);
+        }
+        let enough = node.conduct.strikes >= strikes;
+        if enough && !std::mem::replace(&mut node.conduct.quarantined, true) {
             let tasks: Vec<(u32, u32)> = node.tasks.iter().map(|(t, s)| (*t, *s)).collect();
             for (task, slot) in tasks {
                 self.quarantine(task, slot, Reason::WrongBytes);

@@ -54,7 +54,7 @@ impl Scheduler {
         let (uploads, downloads) = (self.limits.uploads, self.limits.downloads);
         // Links are at least as fast down as up.
         node.down.assume(node.up.rate());
-        let up = !node.quarantined && node.up.is_due(self.now, self.lead, uploads);
+        let up = !node.conduct.quarantined && node.up.is_due(self.now, self.lead, uploads);
         let down = node.down.is_due(self.now, self.lead, downloads);
         for &(task, slot) in &node.active {
             let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else {
@@ -83,7 +83,7 @@ impl Scheduler {
     /// Gives a parent what it may upload.
     pub(super) fn fill_up(&mut self, number: u32) {
         while let Some(node) = self.nodes.get(number)
-            && !node.quarantined
+            && !node.conduct.quarantined
             && node.up.is_due(self.now, self.lead, self.limits.uploads)
         {
             let offers = node.active.iter().filter_map(|&(task, slot)| {
@@ -148,7 +148,7 @@ impl Scheduler {
             let node = self.nodes.get(peer.node)?;
             let able = peer.have.contains(piece)
                 && !peer.muted
-                && !node.quarantined
+                && !node.conduct.quarantined
                 && node.up.transfers() < most
                 && !to.avoids(peer.node, self.now);
             let far = peer.zone != to.zone;

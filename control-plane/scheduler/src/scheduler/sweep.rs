@@ -24,11 +24,14 @@ impl Scheduler {
             .copied()
             .filter(|t| self.task(*t).is_some_and(|of| of.active))
             .collect();
-        self.next_sweep = (!tasks.is_empty()).then(|| self.now + self.limits.sweep);
+        let now = self.now;
+        self.next_sweep = (!tasks.is_empty()).then(|| now + self.limits.sweep);
         self.find_slow_nodes();
         for task in tasks {
             if let Some(of) = self.task_mut(task) {
                 of.barren = false;
+                // Nothing else may have happened: parents are avoided until then only.
+                of.now = now;
             }
             self.pardon(task);
             self.take_back_overdue(task);

@@ -181,6 +181,7 @@ impl Owner {
             self.leave(before);
         }
         let info = NodeInfo {
+            key: *peer.public_key(),
             zone: seat.member.zone.clone(),
             seed: seat.member.role == Role::Seed,
             upload: seat.hello.upload,

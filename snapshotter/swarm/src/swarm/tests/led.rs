@@ -43,7 +43,8 @@ impl Led {
         let (outbox, mut messages) = mpsc::channel(10_000);
         let seed = node.member.credentials.membership().role == Role::Seed;
         let zone = node.member.credentials.membership().zone;
-        let info = NodeInfo { zone, seed, upload: 0, download: 0 };
+        let key = *node.peer().public_key();
+        let info = NodeInfo { key, zone, seed, upload: 0, download: 0 };
         let number = {
             let mut streams = self.streams.lock().unwrap();
             streams.push(Arc::clone(node.inner()));
