@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const CRATES: [(&str, &str, &[&str]); 17] = [
     ("proto", "skimmer-proto", &[]),
     ("proto/identity", "skimmer-identity", &["skimmer-proto"]),
-    ("proto/service", "skimmer-service", &[]),
+    ("proto/service", "skimmer-service", &["skimmer-identity"]),
     ("snapshotter/index", "skimmer-index", &["skimmer-proto"]),
     ("snapshotter/store", "skimmer-store", &[]),
     ("snapshotter/cache", "skimmer-cache", &["skimmer-proto", "skimmer-store"]),
@@ -22,6 +22,7 @@ const CRATES: [(&str, &str, &[&str]); 17] = [
             "skimmer-identity",
             "skimmer-proto",
             "skimmer-scheduler",
+            "skimmer-service",
             "skimmer-store",
         ],
     ),
