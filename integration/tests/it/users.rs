@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::Version;
+use skimmer_integration::ctr::unique;
 use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
@@ -35,7 +36,7 @@ fn a_container_in_a_user_namespace_owns_its_files() {
             let node = Node::start_with(scenario, version, &setup)?;
             node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
             let mut call = mapped(&node, &["--rm"])?;
-            call.args([&reference, &name("once"), "sh", "-c", LOOK]);
+            call.args([&reference, &name(), "sh", "-c", LOOK]);
             check_inside(&command::output_of(&mut call, PATIENCE)?)?;
             none_left(&node, &reference)
         });
@@ -54,6 +55,7 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             let mut node = Node::start_with(scenario, version, &setup)?;
             node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
 
+            let one = name();
             let mut call = mapped(&node, &["--detach", "--null-io"])?;
             call.args([
                 &reference,
@@ -82,7 +84,7 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             ];
             node.snapshots("skimmer")?.prepare("two", &chain, HashMap::from(labels))?;
 
-            node.containerd.remove_container(&name("one"))?;
+            node.containerd.remove_container(&one)?;
             node.skimmerd.terminate()?;
             node.skimmerd.run()?;
             node.wait_connected()?;
@@ -98,7 +100,7 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             drop(mounted);
 
             let mut call = mapped(&node, &["--rm"])?;
-            call.args([&reference, &name("three"), "sh", "-c", LOOK]);
+            call.args([&reference, &name(), "sh", "-c", LOOK]);
             check_inside(&command::output_of(&mut call, PATIENCE)?)?;
             node.snapshots("skimmer")?.remove("two")?;
             none_left(&node, &reference)
@@ -106,9 +108,9 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
     }
 }
 
-/// A container's name that no other run of the tests uses: runc may keep its state for all of them in one place.
-fn name(which: &str) -> String {
-    format!("mapped-{}-{which}", std::process::id())
+/// A container's name that no other run of the tests uses: runc and cgroups may keep the state of all in one place.
+fn name() -> String {
+    format!("mapped-{}-{}", std::process::id(), unique())
 }
 
 /// `ctr run` in a user namespace.

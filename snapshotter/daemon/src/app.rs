@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
+use skimmer_index::tar::Limits;
 use skimmer_layers::{FuseConfig, Layers};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::Registry;
@@ -140,6 +141,7 @@ fn layers(
     let settings = skimmer_layers::Config {
         min_layer_bytes: config.index.min_layer_bytes,
         trust_toc: config.index.trust_toc,
+        limits: Limits { metadata_bytes: config.index.max_metadata_bytes, ..Limits::default() },
         background_delay: config.background.enabled.then_some(config.background.delay),
         deadline: config.fetch.deadline,
         fuse: FuseConfig {

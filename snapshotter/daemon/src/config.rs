@@ -106,6 +106,8 @@ pub struct Index {
     pub min_layer_bytes: u64,
     /// Whether a table of contents inside a blob is believed before the blob was read to its end.
     pub trust_toc: bool,
+    /// Memory that the tree of one layer may take while its index is built.
+    pub max_metadata_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,7 +236,7 @@ impl Default for Cache {
 
 impl Default for Index {
     fn default() -> Self {
-        Self { min_layer_bytes: 1 << 20, trust_toc: false }
+        Self { min_layer_bytes: 1 << 20, trust_toc: false, max_metadata_bytes: 2 << 30 }
     }
 }
 
@@ -292,6 +294,10 @@ impl Config {
                 ("fuse.threads", self.fuse.threads),
                 ("fuse.max_faults", self.fuse.max_faults),
                 ("fuse.max_background", self.fuse.max_background.into()),
+                (
+                    "index.max_metadata_bytes",
+                    usize::try_from(self.index.max_metadata_bytes).unwrap_or(usize::MAX),
+                ),
             ],
         )
     }

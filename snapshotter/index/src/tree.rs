@@ -148,6 +148,8 @@ pub enum Error {
     LinkToDirectory { path: String, target: String },
     #[error("whiteout {path:?} names nothing")]
     Whiteout { path: String },
-    #[error("the tree takes more than {limit} bytes of memory (at {path:?})")]
+    #[error(
+        "the tree takes more than {limit} bytes of memory (at {path:?}); index.max_metadata_bytes allows more"
+    )]
     TooLarge { path: String, limit: u64 },
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use skimmer_index::tar::Limits;
+
 /// Settings of [`crate::Layers`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -20,6 +22,8 @@ pub struct Config {
     pub deadline: Duration,
     /// Most bytes that one layer may decode to.
     pub max_data_bytes: u64,
+    /// What a layer's tar may ask for before it is refused.
+    pub limits: Limits,
     /// How many layers are pulled through at once.
     pub pulls: usize,
     pub fuse: FuseConfig,
@@ -35,6 +39,7 @@ impl Config {
             background_delay: Some(Duration::from_secs(60)),
             deadline: Duration::from_secs(300),
             max_data_bytes: 256 << 30,
+            limits: Limits::default(),
             pulls: 3,
             fuse: FuseConfig::default(),
         }

@@ -93,6 +93,8 @@ pub struct Expected {
     pub diff_id: Digest,
     /// Most bytes that it may decode to.
     pub max_data_bytes: u64,
+    /// What its tar may ask for.
+    pub limits: Limits,
 }
 
 /// Fetches `blob` whole and writes what it decodes to into `data`, at its own offsets.
@@ -113,8 +115,8 @@ pub async fn pull(
         tokio::task::spawn_blocking(move || decode(from_fetch, limit, to_scan, &spare))
     };
     let scan = {
-        let data = Arc::clone(&data);
-        tokio::task::spawn_blocking(move || scan(&data, from_decode, &to_spare))
+        let (data, scan_of) = (Arc::clone(&data), DataScan::new(expected.limits.clone()));
+        tokio::task::spawn_blocking(move || scan(scan_of, &data, from_decode, &to_spare))
     };
     let fed = feed(blob, class, to_sums, to_decode).await;
     // Whatever the fetch came to: no stage may go on writing behind the caller's back.
@@ -203,11 +205,11 @@ fn decode(
 }
 
 fn scan(
+    mut scan: DataScan,
     data: &File,
     buffers: threads::Receiver<Vec<u8>>,
     to_spare: &threads::Sender<Vec<u8>>,
 ) -> Result<DataScan, Error> {
-    let mut scan = DataScan::new(Limits::default());
     let mut at = 0;
     for mut buffer in buffers {
         sparse::write_all_at(data, &buffer, at).map_err(|source| Error::Write { source })?;

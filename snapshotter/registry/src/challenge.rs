@@ -147,6 +147,24 @@ mod tests {
         }
 
         #[test]
+        fn damaged_headers_are_bounded(
+            flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            times in 1..40_usize,
+        ) {
+            let one = b"Bearer realm=\"https://a.example/token\",service=\"r\",scope=\"x\\\"y\", Basic realm=r,";
+            let mut header = one.repeat(times);
+            for (at, byte) in flips {
+                let at = at.index(header.len());
+                header[at] = byte;
+            }
+            let challenges = parse(&header);
+            prop_assert!(challenges.len() <= CHALLENGES);
+            let text = |c: &Challenge| c.parameters.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+            // A byte that isn't UTF-8 becomes a character of three.
+            prop_assert!(challenges.iter().map(text).sum::<usize>() <= 3 * header.len());
+        }
+
+        #[test]
         fn quoted_values_come_back(value in "[ -~]{0,60}") {
             let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
             let parsed = parse(format!("Bearer realm=\"{escaped}\", a=b").as_bytes());

@@ -147,11 +147,12 @@ impl Remaps {
     }
 }
 
-/// Whether `path` is `<root>/…/lower/<name>`, with layers' own mounts (`<root>/m/…`) left out.
+/// Whether `path` is `<root>/<id>/lower/<name>`, maybe of a removed snapshot.
 fn is_clone(root: &Path, path: &Path) -> bool {
     let Ok(below) = path.strip_prefix(root) else { return false };
-    let in_lower = below.parent().is_some_and(|folder| folder.ends_with("lower"));
-    in_lower && !below.starts_with("m")
+    let below = below.strip_prefix("removed").unwrap_or(below);
+    let names: Vec<_> = below.iter().collect();
+    matches!(names[..], [id, lower, _] if id != "m" && lower == "lower")
 }
 
 fn unmount(path: &Path) -> Result<(), Error> {

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod archive;
+mod bounds;
 mod listing;
 mod mounts;
 

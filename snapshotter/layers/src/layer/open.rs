@@ -97,6 +97,7 @@ impl Open {
                 blob: digest,
                 diff_id: spec.diff_id,
                 max_data_bytes: shared.config.max_data_bytes,
+                limits: shared.config.limits.clone(),
             };
             Ok(pull::pull(&blob, Arc::new(new), expected, class).await)
         };

@@ -90,8 +90,8 @@ impl Layer {
             Err(cause) => return Err(self.failure(cause)),
         };
         let open = Arc::new(open);
-        let proved = Arc::clone(&open);
-        let checked = spawn_blocking(move || check(&proved, toc, &tree)).await;
+        let (proved, limits) = (Arc::clone(&open), self.shared.config.limits.clone());
+        let checked = spawn_blocking(move || check(&proved, toc, &tree, limits)).await;
         match checked.unwrap_or(Err(Cause::Interrupted)) {
             Ok(()) => {
                 let _turn = self.mounting.lock().await;
@@ -131,7 +131,7 @@ async fn open(shared: &Arc<Shared>, spec: &LayerSpec) -> Result<Option<Open>, Er
         if let Some(expected) = spec.toc_digest.filter(|expected| !found.is(*expected)) {
             return Err(Error::Digest { expected, actual });
         }
-        let toc = lay_out(found, spec.blob.len)?;
+        let toc = lay_out(found, spec.blob.len, &shared)?;
         let (index, digests) = toc.into_index().map_err(|source| Error::Toc { source })?;
         let files = shared.cache.layer(digest).map_err(|source| Error::Files { source })?;
         let stored = files.load().map_err(|source| Error::Files { source })?;
@@ -153,8 +153,8 @@ fn read(place: &Place, bytes: &[u8]) -> Result<Found, Error> {
     toc::read(place, bytes).map_err(|source| Error::Toc { source })
 }
 
-fn lay_out(found: Found, blob_len: u64) -> Result<Toc, Error> {
-    Toc::new(found, blob_len, Limits::default()).map_err(|source| Error::Toc { source })
+fn lay_out(found: Found, blob_len: u64, shared: &Shared) -> Result<Toc, Error> {
+    Toc::new(found, blob_len, shared.config.limits.clone()).map_err(|source| Error::Toc { source })
 }
 
 /// Bytes of a blob that nothing vouches for.
@@ -175,7 +175,7 @@ fn bytes_of(blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
 
 /// Checks that the TOC inside a proved blob is the one with the digest `toc`, and says what is in the
 /// tar, whose tree is `tree`.
-fn check(open: &Open, toc: Digest, tree: &Tree) -> Result<(), Cause> {
+fn check(open: &Open, toc: Digest, tree: &Tree, limits: Limits) -> Result<(), Cause> {
     let failed = |source| Cause::Verify { source };
     let (blob, data) = (open.fill.blob(), open.fill.data().file());
     let read_failed = |source| failed(VerifyError::ReadBlob { source });
@@ -188,6 +188,6 @@ fn check(open: &Open, toc: Digest, tree: &Tree) -> Result<(), Cause> {
     if found.digest() != toc {
         return Err(failed(VerifyError::OtherToc));
     }
-    let toc = Toc::new(found, blob.len(), Limits::default()).map_err(wrong)?;
+    let toc = Toc::new(found, blob.len(), limits).map_err(wrong)?;
     toc.compare(tree, &mut |buffer, at| data.read_exact_at(buffer, at)).map_err(wrong)
 }

@@ -145,3 +145,15 @@ async fn what_is_no_tar_fails_with_the_reason() {
         assert!(matches!(failure.cause, Cause::Pull { .. }), "{name}: {failure:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_that_takes_too_much_memory_is_refused_and_the_key_named() {
+    let names: Vec<String> = (0..1000).map(|n| format!("file-{n}")).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), Vec::new())).collect();
+    let node = Node::limited(std::sync::Arc::default(), 100_000);
+    let small = node.layer(&tar(&files[..100]));
+    node.layers.begin(small).ready().await.unwrap();
+    let failure = node.layers.begin(node.layer(&tar(&files))).ready().await.expect_err("1000");
+    let text = skimmer_layers::mount::error_chain(&*failure);
+    assert!(text.contains("index.max_metadata_bytes"), "{text}");
+}

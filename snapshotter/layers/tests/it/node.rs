@@ -30,15 +30,28 @@ impl Node {
     }
 
     pub fn over(source: Arc<Memory>, directory: TempDir) -> Self {
-        Self::with(source, directory, false)
+        Self::with(source, directory, false, |_| {})
     }
 
     /// A node that mounts by TOCs.
     pub fn trusting(source: Arc<Memory>) -> Self {
-        Self::with(source, tempfile::tempdir().unwrap(), true)
+        Self::with(source, tempfile::tempdir().unwrap(), true, |_| {})
     }
 
-    fn with(source: Arc<Memory>, directory: TempDir, trust_toc: bool) -> Self {
+    /// A node whose layers may take so much memory while they are indexed.
+    pub fn limited(source: Arc<Memory>, metadata_bytes: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::with(source, directory, false, |config| {
+            config.limits.metadata_bytes = metadata_bytes;
+        })
+    }
+
+    fn with(
+        source: Arc<Memory>,
+        directory: TempDir,
+        trust_toc: bool,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let deadline = Duration::from_secs(2);
         let root = directory.path();
         let store = Store::open(&root.join("meta")).unwrap();
@@ -55,6 +68,7 @@ impl Node {
         config.min_layer_bytes = 0;
         config.background_delay = None;
         config.trust_toc = trust_toc;
+        change(&mut config);
         let layers = Layers::open(config, cache.clone(), &store, &mut registry).unwrap();
         Self { layers, cache, source, directory, trust_toc }
     }
@@ -68,7 +82,7 @@ impl Node {
         let lock = directory.path().join("meta");
         for _ in 0..200 {
             if Store::open(&lock).is_ok() {
-                return Self::with(source, directory, trust_toc);
+                return Self::with(source, directory, trust_toc, |_| {});
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

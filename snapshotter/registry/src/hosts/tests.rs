@@ -153,11 +153,52 @@ fn a_name_that_is_a_path_is_refused() {
     }
 }
 
+/// A file with every key.
+const WHOLE: &str = r#"
+server = "https://upstream.example"
+[host."https://mirror.example:5000/v2/proxy"]
+capabilities = ["pull", "resolve", "push"]
+ca = ["/a.pem", "/b.pem"]
+client = [["/c.pem", "/c.key"], "/d.pem"]
+skip_verify = true
+override_path = true
+[host."https://mirror.example:5000/v2/proxy".header]
+x-one = "1"
+x-many = ["a", "b"]
+[host."http://second.example"]
+capabilities = ["pull"]
+"#;
+
 proptest! {
     #[test]
     fn any_text_is_parsed_or_refused(text in ".{0,400}", host in "[a-z0-9.:\\[\\]-]{0,30}") {
         if let Ok(parsed) = file::parse(&text, Path::new("hosts.toml"), &host) {
             prop_assert!(!parsed.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = file::parse(&text, Path::new("hosts.toml"), "r.io");
+    }
+
+    #[test]
+    fn damaged_files_are_parsed_or_refused(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = WHOLE.as_bytes().to_vec();
+        prop_assert!(file::parse(WHOLE, Path::new("hosts.toml"), "r.io").is_ok());
+        for (at, byte) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        for text in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
+            let text = String::from_utf8_lossy(text);
+            if let Ok(parsed) = file::parse(&text, Path::new("hosts.toml"), "r.io") {
+                prop_assert!(!parsed.is_empty() && parsed.len() <= 4);
+            }
         }
     }
 

@@ -24,6 +24,8 @@ fn knows_its_own_mounts() {
         ("/s/7/lower/m-1", true),
         ("/s/removed/7/lower/3-fs", true),
         ("/s/m/7", false),
+        ("/s/m/lower/7", false),
+        ("/s/7/fs/lower/mine", false),
         ("/s/7/lower", false),
         ("/other/7/lower/x", false),
     ] {
