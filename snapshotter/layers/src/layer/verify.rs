@@ -81,11 +81,11 @@ impl Layer {
         };
         if index.layout == Layout::Tar {
             if !blob.is_complete() {
-                return same_files(open, is_expected);
+                return same_files(open, self.patient_limits(), is_expected);
             }
             is_expected(hash_data(open.fill.data().file(), index)?)?;
         }
-        let built = rebuild(blob, index)?;
+        let built = rebuild(blob, index, self.patient_limits())?;
         if built.table.blob != blob.digest() {
             return Err(Error::Digest { actual: built.table.blob });
         }
@@ -94,6 +94,12 @@ impl Layer {
             return Err(Error::Index);
         }
         Ok(Whole::Rebuilt)
+    }
+
+    /// Who built the index may have allowed its tree more memory than this node does: that is no lie.
+    fn patient_limits(&self) -> Limits {
+        let (ours, usual) = (self.shared.config.limits.clone(), Limits::default());
+        Limits { metadata_bytes: ours.metadata_bytes.max(usual.metadata_bytes), ..ours }
     }
 }
 
@@ -109,10 +115,11 @@ fn hash_data(file: &File, index: &LayerIndex) -> Result<Digest, Error> {
 /// Compares the inodes with those that the tar in the data file gives.
 fn same_files(
     open: &Open,
+    limits: Limits,
     is_expected: impl Fn(Digest) -> Result<(), Error>,
 ) -> Result<Whole, Error> {
     let (file, index) = (open.fill.data().file(), open.fill.index());
-    let mut scan = DataScan::new(Limits::default());
+    let mut scan = DataScan::new(limits);
     let mut failed = None;
     let read = |buffer: &mut [u8], at| file.read_exact_at(buffer, at);
     let push = |bytes: &[u8]| {
@@ -133,13 +140,13 @@ fn same_files(
 }
 
 /// Index and piece table by the blob alone, which is all here.
-fn rebuild(blob: &Blob, index: &LayerIndex) -> Result<Built, Error> {
+fn rebuild(blob: &Blob, index: &LayerIndex, limits: Limits) -> Result<Built, Error> {
     let failed = |source| Error::Rebuild { source };
     // A TOC layout leaves out what lies between files: headers and padding.
     let limit = index.tar_len.saturating_mul(4).saturating_add(1 << 30);
     let mut decoder = Decoder::new(limit);
     let mut sums = BlobSums::new(blob.len()).map_err(failed)?;
-    let mut scan = DataScan::new(Limits::default());
+    let mut scan = DataScan::new(limits);
     let (mut of_build, mut of_decoder) = (None, None);
     let push = |bytes: &[u8]| {
         if of_build.is_some() || of_decoder.is_some() {
