@@ -57,7 +57,7 @@ impl Default for Setup {
             control: control::Setup::default(),
             skimmerd: skimmerd::Setup {
                 min_layer_bytes: NEVER_LAZY,
-                deadline: Duration::from_secs(60),
+                deadline: Duration::from_secs(180),
                 ..skimmerd::Setup::default()
             },
             grace: Duration::from_secs(24 * 3600),

@@ -38,7 +38,7 @@ fn downloads_finish_without_a_scheduler() {
         fleet.wait_attending()?;
         let reference = fleet.registry.add(&third)?;
         fleet.build_everywhere(&reference, LIMIT)?;
-        check_egress(&fleet.registry, &third, 0)
+        check_egress(&fleet.registry, &third, third.compressed_bytes())
     });
 }
 

@@ -145,7 +145,8 @@ fn two_nodes_make_images_lazy_unless_they_are_one_party() {
             )?;
             anyhow::ensure!(said.starts_with(&md5_of("witnessed")?), "read {said}");
         }
-        check_egress(&fleet.registry, &image, 0)
+        // A reader that waits too long for peers may go to the origin.
+        check_egress(&fleet.registry, &image, image.compressed_bytes() / 2)
     });
 }
 

@@ -12,7 +12,7 @@ use skimmer_integration::outsider::Outsider;
 use skimmer_integration::scenario::scenario;
 use skimmer_proto::Scope;
 
-use crate::swarm_burst::{LIMIT, check_egress, image_of, shaped};
+use crate::swarm_burst::{LEASE, LIMIT, check_egress, image_of, shaped};
 
 /// When the certificate of each node ends, by peer id.
 fn ends(fleet: &Fleet<'_>) -> anyhow::Result<Vec<(String, u64)>> {
@@ -27,7 +27,7 @@ fn ends(fleet: &Fleet<'_>) -> anyhow::Result<Vec<(String, u64)>> {
 #[test]
 fn certificates_are_renewed_and_revoked_nodes_are_cut_off() {
     scenario("swarm-revoked", |scenario| {
-        let lifetime = Duration::from_secs(12);
+        let lifetime = Duration::from_secs(16);
         let setup = Setup {
             control: control::Setup { certificate_lifetime: lifetime, ..control::Setup::default() },
             grace: Duration::ZERO,
@@ -47,7 +47,7 @@ fn certificates_are_renewed_and_revoked_nodes_are_cut_off() {
             image_of(scenario, "members/second", &[4 << 20])?,
         );
         fleet.build_everywhere(&fleet.registry.add(&first)?, LIMIT)?;
-        check_egress(&fleet.registry, &first, 0)?;
+        check_egress(&fleet.registry, &first, LEASE)?;
 
         let out = &fleet.machines[2];
         let id = out.peer()?;
@@ -67,7 +67,7 @@ fn certificates_are_renewed_and_revoked_nodes_are_cut_off() {
         // It has the origin still; the others have each other.
         let received = out.from_peers()?;
         fleet.build_everywhere(&fleet.registry.add(&second)?, LIMIT)?;
-        check_egress(&fleet.registry, &second, second.compressed_bytes())?;
+        check_egress(&fleet.registry, &second, second.compressed_bytes() + LEASE)?;
         anyhow::ensure!(out.from_peers()? == received, "it was served");
         anyhow::ensure!(!others().any(is_known), "it is back");
         fleet.check_blobs(&second, &[0, 1, 2, 3])
@@ -87,7 +87,7 @@ fn two_clusters_never_meet() {
         let reference = fleet.registry.add(&image)?;
         fleet.build_everywhere(&reference, LIMIT)?;
         // One copy for each.
-        check_egress(&fleet.registry, &image, image.compressed_bytes())?;
+        check_egress(&fleet.registry, &image, image.compressed_bytes() + LEASE)?;
         let ids: Vec<String> =
             fleet.machines.iter().map(Machine::peer).collect::<anyhow::Result<_>>()?;
         for (number, machine) in fleet.machines.iter().enumerate() {

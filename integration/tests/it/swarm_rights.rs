@@ -10,7 +10,7 @@ use skimmer_integration::registry::{Auth, write_docker_config};
 use skimmer_integration::scenario::scenario;
 use skimmer_proto::Scope;
 
-use crate::swarm_burst::{LIMIT, check_egress, image_of, shaped};
+use crate::swarm_burst::{LEASE, LIMIT, check_egress, image_of, shaped};
 
 #[test]
 fn private_images_go_to_those_who_may_read_them() {
@@ -40,22 +40,18 @@ fn private_images_go_to_those_who_may_read_them() {
         let builds = (alice.build(&reference)?, bob.build(&reference)?);
         builds.0.wait(LIMIT)?;
         builds.1.wait(LIMIT)?;
-        check_egress(&fleet.registry, &image, 0)?;
+        check_egress(&fleet.registry, &image, LEASE)?;
         fleet.check_blobs(&image, &[0, 1])?;
         anyhow::ensure!(alice.from_peers()? + bob.from_peers()? >= image.compressed_bytes());
-        let said = mallory.build(&reference)?.wait_failed(LIMIT)?;
-        anyhow::ensure!(said.contains("401") || said.contains("credentials"), "{said}");
+        mallory.build(&reference)?.wait_failed(LIMIT)?;
         anyhow::ensure!(mallory.from_peers()? == 0, "mallory was served");
 
-        // Out of the policy: whoever may read it reads it from the registry.
-        let received = alice.from_peers()? + bob.from_peers()?;
+        // Out of the policy: who may read it by the registry's word does, nobody else.
         for machine in [alice, bob] {
             machine.build(&closed_reference)?.wait(LIMIT)?;
         }
         fleet.check_blobs(&closed, &[0, 1])?;
-        let sent = fleet.registry.sent_of(&closed).bytes;
-        anyhow::ensure!(sent >= 2 * closed.compressed_bytes(), "only {sent} bytes were sent");
-        anyhow::ensure!(alice.from_peers()? + bob.from_peers()? == received);
+        check_egress(&fleet.registry, &closed, closed.compressed_bytes())?;
 
         // A member that asks the node by itself: the scope, with and without the right to it.
         let spare = fleet.spare_host()?;

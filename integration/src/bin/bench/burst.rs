@@ -10,8 +10,8 @@ use skimmer_integration::fleet::{Fleet, NEVER_LAZY, Setup};
 use skimmer_integration::image::{Image, Plan};
 use skimmer_integration::layer::{Format, Layer, noise};
 use skimmer_integration::scenario::Scenario;
-use skimmer_integration::skimmerd;
 use skimmer_integration::tar::Tar;
+use skimmer_integration::{skimmerd, sweep, switch};
 use skimmer_proto::Geometry;
 
 use crate::figure::{Bar, Bench, Figure, Outcome, median, rounded};
@@ -74,6 +74,10 @@ static OF_SIXTEEN: Burst = Burst {
 
 /// Runs of each burst where only the egress is asked for.
 const EGRESS_RUNS: u32 = 2;
+
+/// What plain TCP carries at least where nothing but the shaping limits it, and tries to show it.
+const CALIBRATED: f64 = 0.9;
+const CALIBRATIONS: u32 = 3;
 
 #[derive(Clone)]
 struct Run {
@@ -164,15 +168,22 @@ impl Burst {
     }
 }
 
-/// What plain TCP around the ring carries on its middle link ÷ the shaped rate.
+/// What plain TCP around the ring carries on its middle link ÷ the shaped rate, which includes headers.
 ///
 /// # Errors
-/// If that is less than nine tenths: then the machine, not the shaping, limits what is measured.
+/// If that is less than [`CALIBRATED`] time after time: then the machine, not the shaping, limits what is measured.
 pub fn calibrate(fleet: &Fleet<'_>, bits_per_second: u64) -> anyhow::Result<f64> {
-    // For a second and a half.
-    let bytes = bits_per_second / 8 * 3 / 2;
-    let (_, middle) = skimmer_integration::switch::ring(&fleet.hosts(), bytes)?;
-    Ok(middle / bits_per_second as f64)
+    // For a second.
+    let bytes = bits_per_second / 8;
+    let mut best = 0.0_f64;
+    for _ in 0..CALIBRATIONS {
+        let (_, middle) = switch::ring(&fleet.hosts(), bytes)?;
+        best = best.max(middle / bits_per_second as f64);
+        if best >= CALIBRATED {
+            return Ok(best);
+        }
+    }
+    anyhow::bail!("plain TCP carries {best:.3} of the shaped rate: this machine is too busy")
 }
 
 /// A fleet whose nodes have seen nothing: what an earlier one left is removed first.
@@ -184,7 +195,7 @@ pub fn fresh_fleet<'a>(
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !["blobs", "logs", "hosts"].contains(&name.as_str()) {
-            skimmer_integration::sweep::remove(&path)?;
+            sweep::remove(&path)?;
         }
     }
     for entry in std::fs::read_dir(scenario.logs())? {
