@@ -57,13 +57,7 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
 
             let one = name();
             let mut call = mapped(&node, &["--detach", "--null-io"])?;
-            call.args([
-                &reference,
-                &name("one"),
-                "sh",
-                "-c",
-                "echo x > /tmp/new; exec sleep 100000",
-            ]);
+            call.args([&reference, &one, "sh", "-c", "echo x > /tmp/new; exec sleep 100000"]);
             command::output_of(&mut call, PATIENCE)?;
             let file = command::wait_for("the container writes", Duration::from_secs(30), || {
                 written(&node.skimmerd.root(), "tmp/new")
