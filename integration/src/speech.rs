@@ -10,7 +10,7 @@ use crate::member::Stream;
 const PIECE: u64 = 256 << 10;
 
 pub fn task(blob: &Digest, len: u64) -> Option<control::Task> {
-    Some(control::Task { digest: blob.as_bytes().to_vec(), len, scope: String::new() })
+    Some(control::Task { digest: blob.as_bytes().to_vec(), len, ..control::Task::default() })
 }
 
 fn all(pieces: u32) -> Option<control::Pieces> {

@@ -3,7 +3,7 @@
 //! Owns: the open handles (one per digest), the pins, the upkeep job (checkpoints, eviction).
 //! Does not own: what is in the files.
 //!
-//! `evicted/` holds blobs on their way out. Nothing here is remembered outside the files themselves: blobs and layers are what is found under
+//! Documents are [`Documents`]'s. `evicted/` holds blobs on their way out. Nothing here is remembered outside the files themselves: blobs and layers are what is found under
 //! `blobs-v1/` and `layers-v1/`, and their last use is their directory's modification time.
 
 mod held;
@@ -21,6 +21,7 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use crate::blob::{self, Blob, Shared};
 use crate::disk;
+use crate::documents::{self, Documents};
 use crate::evict;
 use crate::fetch::Fetcher;
 use crate::layer::{self, LayerFiles};
@@ -34,6 +35,7 @@ pub use self::held::{Held, WeakCache};
 
 pub(crate) const BLOBS: &str = "blobs-v1";
 pub(crate) const LAYERS: &str = "layers-v1";
+const DOCUMENTS: &str = "documents-v1";
 
 /// Eviction starts here, as a share of the file system, unless the configuration says otherwise.
 const DEFAULT_QUOTA_PERCENT: u64 = 80;
@@ -107,6 +109,7 @@ pub(crate) struct Inner {
     pub config: Config,
     pub shared: Shared,
     pub open: Mutex<Open>,
+    pub documents: Documents,
 }
 
 /// What the process has open. Who finds a handle with no other owner under this lock may close and
@@ -126,13 +129,15 @@ pub enum Error {
     FileSystem { path: PathBuf, source: io::Error },
     #[error("look through {}", path.display())]
     Scan { path: PathBuf, source: io::Error },
+    #[error("open the cache's documents")]
+    Documents(#[from] documents::Error),
     #[error("cache job ended early")]
     Job { source: JoinError },
 }
 
 impl Cache {
     /// Opens the cache in `config.root`. Must be called within a tokio runtime, which will run the
-    /// transfers and the upkeep. Takes the same time whatever is cached.
+    /// transfers and the upkeep. Takes the same time whatever blobs and layers are cached.
     pub fn open(config: Config, sources: Sources, registry: &mut Registry) -> Result<Self, Error> {
         for name in [BLOBS, LAYERS] {
             let path = config.root.join(name);
@@ -150,7 +155,8 @@ impl Cache {
         let fetcher = Fetcher::new(sources, limits, stall, for_space, for_metrics);
         let (deadline, read_ahead_bytes) = (config.deadline, config.read_ahead_bytes);
         let shared = Shared { fetcher, space, metrics, deadline, read_ahead_bytes };
-        let inner = Arc::new(Inner { config, shared, open: Mutex::default() });
+        let documents = Documents::open(config.root.join(DOCUMENTS))?;
+        let inner = Arc::new(Inner { config, shared, open: Mutex::default(), documents });
         let for_upkeep = Arc::clone(&inner.shared.space);
         let job = upkeep::run(Arc::downgrade(&inner), for_upkeep, inner.config.checkpoint_interval);
         tokio::spawn(job);
@@ -194,6 +200,11 @@ impl Cache {
     pub fn pin_layer(&self, blob: Digest) -> Pin {
         *self.inner.open().pins.entry(blob).or_default() += 1;
         Pin { blob, inner: Arc::clone(&self.inner) }
+    }
+
+    /// Manifests and configurations; bounded by themselves, beside the quota.
+    pub fn documents(&self) -> &Documents {
+        &self.inner.documents
     }
 
     pub fn usage(&self) -> Usage {

@@ -4,6 +4,7 @@ mod bits;
 pub mod blob;
 pub mod cache;
 mod disk;
+pub mod documents;
 mod evict;
 mod fetch;
 pub mod layer;
@@ -15,6 +16,7 @@ mod upkeep;
 
 pub use blob::{Blob, PullThrough};
 pub use cache::{Cache, Config, Held, Pin, Usage, WeakCache};
+pub use documents::Documents;
 pub use layer::{Hold, LayerData, LayerFiles, LayerObjects, Spans};
 pub use source::{
     Blame, BlobKind, BlobRef, ByteStream, Class, Delivery, FetchError, Order, Origin, PieceSource,

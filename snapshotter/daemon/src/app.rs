@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::node::Node;
+use crate::node::{Documents, Node};
 use crate::swarm;
 
 /// How long requests under way may take once the daemon has been told to stop.
@@ -65,7 +65,8 @@ impl App {
         let containerd =
             Arc::new(Containerd::new(&config.containerd.address, &config.snapshots.address));
         let snapshotter = snapshotter(config, &store, &layers, &cache, &containerd, &mut metrics)?;
-        let node = Node { containerd, layers, registry, swarm };
+        let documents = Documents { cache: cache.clone(), swarm: swarm.clone() };
+        let node = Node { containerd, layers, registry, documents, swarm };
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();
         Ok(Self { metrics_address, listener, snapshotter, node, health, store, cache })

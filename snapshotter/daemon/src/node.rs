@@ -5,6 +5,7 @@
 
 mod check;
 mod convert;
+mod documents;
 mod follow;
 mod images;
 
@@ -27,6 +28,7 @@ use skimmer_swarm::Swarm;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use documents::Documents;
 use follow::{Work, follow};
 
 /// Bytes of an index in one message.
@@ -39,6 +41,7 @@ pub struct Node {
     pub containerd: Arc<Containerd>,
     pub layers: Layers,
     pub registry: Registry,
+    pub documents: Documents,
     /// `None` where the node stands alone.
     pub swarm: Option<Swarm>,
 }
@@ -73,7 +76,7 @@ impl node_server::Node for Node {
             namespace: non_empty(request.namespace, "default"),
             snapshotter: non_empty(request.snapshotter, "skimmer"),
         };
-        let resolved = self.registry.resolve(&reference, platform.as_ref()).await;
+        let resolved = self.documents.resolve(&self.registry, &reference, platform.as_ref()).await;
         let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
         let content = convert::content(reference, resolved);
         let specs = convert::specs(&content);
@@ -106,7 +109,7 @@ impl node_server::Node for Node {
     ) -> Result<Response<Self::BuildIndexStream>, Status> {
         let request = request.into_inner();
         let (reference, platform) = parse(&request.reference, &request.platform)?;
-        let resolved = self.registry.resolve(&reference, platform.as_ref()).await;
+        let resolved = self.documents.resolve(&self.registry, &reference, platform.as_ref()).await;
         let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
         let image = convert::specs(&convert::content(reference, resolved));
         let layers = self.layers.clone();

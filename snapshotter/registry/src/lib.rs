@@ -25,4 +25,4 @@ mod tries;
 pub use media::LayerKind;
 pub use platform::Platform;
 pub use registry::{Config, Error, Ping, Registry};
-pub use resolve::{Descriptor, Document, Resolved};
+pub use resolve::{Descriptor, Document, Resolved, Shelf};

@@ -22,7 +22,7 @@ use crate::http::{self, Ask, Http};
 use crate::platform::Platform;
 use crate::redact::PlainUrl;
 pub use crate::resolve::Error;
-use crate::resolve::{Documents, Resolved};
+use crate::resolve::{Documents, Resolved, Shelf};
 use crate::tls::{Clients, Settings};
 use crate::tries::{Candidate, Tries};
 
@@ -110,12 +110,31 @@ impl Registry {
         reference: &Reference,
         platform: Option<&Platform>,
     ) -> Result<Resolved, Error> {
+        self.resolve_by(reference, platform, None).await
+    }
+
+    /// Likewise; what is on the shelf isn't asked of the registry.
+    pub async fn resolve_with(
+        &self,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        shelf: &dyn Shelf,
+    ) -> Result<Resolved, Error> {
+        self.resolve_by(reference, platform, Some(shelf)).await
+    }
+
+    async fn resolve_by(
+        &self,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        shelf: Option<&dyn Shelf>,
+    ) -> Result<Resolved, Error> {
         let Reference { host, repository, .. } = reference.clone();
         let origin = Origin { host, repository };
         let by_tag = reference.digest.is_none();
         let candidates = self.candidates(std::slice::from_ref(&origin), by_tag).await?;
         let tries = || self.tries(&candidates, &origin, Duration::ZERO);
-        let documents = Documents { http: &self.http, origin: &origin, tries: &tries };
+        let documents = Documents { http: &self.http, origin: &origin, shelf, tries: &tries };
         let host = Platform::host();
         crate::resolve::resolve(&documents, reference, platform.unwrap_or(&host)).await
     }
@@ -194,7 +213,8 @@ impl Registry {
         let origin = origin.ok_or(Error::Outside { start, end, len })?;
         if blob.kind == BlobKind::Manifest {
             let tries = || self.tries(&candidates, &origin, Duration::ZERO);
-            let documents = Documents { http: &self.http, origin: &origin, tries: &tries };
+            let http = &self.http;
+            let documents = Documents { http, origin: &origin, shelf: None, tries: &tries };
             let bytes = documents.manifest_by_digest(&blob.digest).await?;
             let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
             let range = range.filter(|(_, end)| *end <= bytes.len());

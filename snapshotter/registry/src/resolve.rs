@@ -1,5 +1,6 @@
 //! From a reference to an image: index, manifest and configuration, verified by their digests.
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use skimmer_cache::source::{Blame, Class, Origin};
@@ -85,10 +86,18 @@ impl Error {
     }
 }
 
+/// Where documents may be had before the registry is asked: by digest, never by tag.
+#[async_trait]
+pub trait Shelf: Send + Sync {
+    /// The bytes with this digest, which the caller checks; `None`: not here.
+    async fn find(&self, origin: &Origin, digest: &Digest) -> Option<Bytes>;
+}
+
 /// Fetches documents of one repository.
 pub struct Documents<'a> {
     pub http: &'a Http,
     pub origin: &'a Origin,
+    pub shelf: Option<&'a dyn Shelf>,
     /// Endpoints to ask, afresh for every document.
     pub tries: &'a (dyn Fn() -> Result<Tries, Error> + Send + Sync),
 }
@@ -107,7 +116,10 @@ pub async fn resolve(
 ) -> Result<Resolved, Error> {
     let target = reference.target();
     let what = format!("manifest {reference}");
-    let served = documents.manifest(&what, &target).await?;
+    let served = match &reference.digest {
+        Some(digest) => documents.by_digest(&what, digest).await?,
+        None => documents.manifest(&what, &target).await?,
+    };
     let digest = Digest::of(&served.bytes);
     if let Some(expected) = reference.digest.filter(|expected| *expected != digest) {
         tracing::debug!(%expected, got = %digest, "a manifest is not the one asked for");
@@ -128,7 +140,7 @@ pub async fn resolve(
         let chosen = manifest::choose(entries, platform)
             .map_err(|source| Error::Content { what: what.clone(), source })?;
         let inner = format!("manifest {} of {reference}", chosen.digest);
-        let served = documents.manifest(&inner, &chosen.digest.to_string()).await?;
+        let served = documents.by_digest(&inner, &chosen.digest).await?;
         check(&inner, &served.bytes, &chosen)?;
         let (mut document, inside) = read(&inner, served, chosen.digest)?;
         document.descriptor.annotations = chosen.annotations;
@@ -188,6 +200,19 @@ impl Documents<'_> {
         }
     }
 
+    /// From the shelf, or else from the registry; only what is from the shelf is checked.
+    async fn by_digest(&self, what: &str, digest: &Digest) -> Result<Served, Error> {
+        match self.shelved(digest).await {
+            Some(bytes) => Ok(Served { bytes, media_type: String::new() }),
+            None => self.manifest(what, &digest.to_string()).await,
+        }
+    }
+
+    async fn shelved(&self, digest: &Digest) -> Option<Bytes> {
+        let bytes = self.shelf?.find(self.origin, digest).await?;
+        (Digest::of(&bytes) == *digest).then_some(bytes)
+    }
+
     async fn manifest(&self, what: &str, target: &str) -> Result<Served, Error> {
         let path = format!("{}/manifests/{target}", self.origin.repository);
         self.fetch(what, &path, MANIFEST_ACCEPT).await
@@ -196,6 +221,10 @@ impl Documents<'_> {
     async fn config(&self, what: &str, descriptor: &Descriptor) -> Result<Bytes, Error> {
         if descriptor.size > DOCUMENT_BYTES {
             return Err(Error::TooLarge { what: what.to_owned(), limit: DOCUMENT_BYTES });
+        }
+        if let Some(bytes) = self.shelved(&descriptor.digest).await {
+            check(what, &bytes, descriptor)?;
+            return Ok(bytes);
         }
         let path = format!("{}/blobs/{}", self.origin.repository, descriptor.digest);
         let served = self.fetch(what, &path, "*/*").await?;

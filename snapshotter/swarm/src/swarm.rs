@@ -11,6 +11,7 @@
 
 mod attend;
 mod convert;
+mod documents;
 mod drive;
 mod indexes;
 mod metrics;

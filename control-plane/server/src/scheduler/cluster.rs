@@ -242,6 +242,10 @@ impl Owner {
                 self.records.withdraw(&task, node);
                 self.apply(Event::Withdraw { node, task });
             }
+            Message::Find { task } if task.len == 0 => {
+                let holders = self.whole_holders(&task.id);
+                self.answer(node, task.id, Vec::new(), &holders);
+            }
             Message::Find { task } => {
                 if self.know(node, &task) {
                     let (records, holders) = self.records.find(task.id, node);
@@ -255,8 +259,11 @@ impl Owner {
 
     /// Whether what the node says of the task may be used.
     fn know(&mut self, node: NodeId, task: &Task) -> bool {
-        if let Some(known) = self.tasks.get(&task.id) {
+        if let Some(known) = self.tasks.get_mut(&task.id) {
             if known.task.len == task.len {
+                if known.task.origin.is_none() {
+                    known.task.origin.clone_from(&task.origin);
+                }
                 return true;
             }
             tracing::info!(

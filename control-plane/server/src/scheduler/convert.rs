@@ -18,8 +18,11 @@ pub struct Task {
     pub id: TaskId,
     pub blob: Digest,
     pub scope: Scope,
+    /// In bytes; in a [`Message::Find`], 0 where it isn't known.
     pub len: u64,
     pub shape: Shape,
+    /// `host/repository` where the node that made it known reads it.
+    pub origin: Option<String>,
 }
 
 /// A node's greeting.
@@ -62,6 +65,8 @@ pub enum Error {
     Length(u64),
     #[error("a task's scope isn't host/repository")]
     Scope,
+    #[error("a task's origin isn't host/repository")]
+    Origin,
     #[error("read the pieces of a message")]
     Pieces(#[from] skimmer_proto::pieces::Error),
     #[error("a message names piece {piece} of a blob of {pieces}")]
@@ -155,14 +160,23 @@ fn task(said: Option<control::Task>) -> Result<Task, Error> {
     let blob = Digest::from_bytes(said.digest.try_into().map_err(|_| Error::Id)?);
     let geometry = Geometry::of(said.len).ok_or(Error::Length(said.len))?;
     let scope = Scope::from_name(&said.scope);
-    if let Scope::Repository(name) = &scope {
-        let reference: Reference = name.parse().map_err(|_| Error::Scope)?;
-        if format!("{}/{}", reference.host, reference.repository) != *name {
-            return Err(Error::Scope);
-        }
+    if let Scope::Repository(name) = &scope
+        && !is_repository(name)
+    {
+        return Err(Error::Scope);
+    }
+    let origin = Some(said.origin).filter(|origin| !origin.is_empty());
+    if origin.as_ref().is_some_and(|origin| !is_repository(origin)) {
+        return Err(Error::Origin);
     }
     let shape = Shape { pieces: geometry.pieces(), piece_len: geometry.piece_len() };
-    Ok(Task { id: TaskId::of(&scope, &blob), blob, scope, len: said.len, shape })
+    Ok(Task { id: TaskId::of(&scope, &blob), blob, scope, len: said.len, shape, origin })
+}
+
+/// `host/repository`, written as we do.
+fn is_repository(name: &str) -> bool {
+    let read: Result<Reference, _> = name.parse();
+    read.is_ok_and(|reference| format!("{}/{}", reference.host, reference.repository) == name)
 }
 
 fn task_id(bytes: &[u8]) -> Result<TaskId, Error> {
@@ -208,6 +222,7 @@ pub fn to_task(task: &Task) -> control::Task {
         digest: task.blob.as_bytes().to_vec(),
         len: task.len,
         scope: task.scope.name().to_owned(),
+        origin: task.origin.clone().unwrap_or_default(),
     }
 }
 
@@ -223,7 +238,12 @@ mod tests {
     use super::*;
 
     fn wire(len: u64, scope: &str) -> Option<control::Task> {
-        Some(control::Task { digest: vec![7; 32], len, scope: scope.into() })
+        let scope = scope.into();
+        Some(control::Task { digest: vec![7; 32], len, scope, ..Default::default() })
+    }
+
+    fn from_origin(origin: &str) -> Option<control::Task> {
+        Some(control::Task { origin: origin.into(), ..wire(1 << 20, "").unwrap() })
     }
 
     fn want(task: Option<control::Task>, runs: &[u32], class: i32) -> NodeMessage {
@@ -241,6 +261,10 @@ mod tests {
         assert_eq!((task.shape.pieces, task.shape.piece_len), (4, 256 << 10));
         assert_eq!((pieces.to_wire(), class, origin), (vec![1, 3], Class::PullThrough, true));
         assert_eq!(to_task(&task), wire(1 << 20, "r.io/a").unwrap());
+        let read = message(want(from_origin("r.io:5000/a/b"), &[1, 3], 2)).unwrap();
+        let Message::Want { task: public, .. } = read else { panic!("{read:?}") };
+        assert_eq!(to_task(&public), from_origin("r.io:5000/a/b").unwrap());
+        assert_eq!(public.id, TaskId::of(&Scope::Public, &public.blob), "it isn't part of the id");
     }
 
     #[test]
@@ -253,6 +277,8 @@ mod tests {
             (want(wire(mib, "debian"), &[], 1), Error::Scope),
             (want(wire(mib, "r.io/a:tag"), &[], 1), Error::Scope),
             (want(wire(mib, "r.io/../a"), &[], 1), Error::Scope),
+            (want(from_origin("debian"), &[], 1), Error::Origin),
+            (want(from_origin("r.io/a?b"), &[], 1), Error::Origin),
             (want(wire(mib, ""), &[2, 3], 1), Error::NoSuchPiece { piece: 4, pieces: 4 }),
             (want(wire(0, ""), &[0, 1], 1), Error::NoSuchPiece { piece: 0, pieces: 0 }),
             (want(wire(mib, ""), &[0], 1), Error::Pieces(skimmer_proto::pieces::Error::Odd)),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use skimmer_cache::source::{BlobKind, BlobRef, Class, Origin, Source};
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::resolve::Error;
-use skimmer_registry::{LayerKind, Platform, Registry, Resolved};
+use skimmer_registry::{LayerKind, Platform, Registry, Resolved, Shelf};
 
 use crate::blobs::config;
 use crate::server::{Answer, Server};
@@ -258,4 +258,48 @@ async fn a_manifest_is_a_blob_too() {
     let stream = Registry::new(config()).fetch(&blob, 5..20, Class::Background).await.unwrap();
     let chunks: Vec<Bytes> = stream.try_collect().await.unwrap();
     assert_eq!(chunks.concat(), text.as_bytes()[5..20]);
+}
+
+/// Documents by digest, and what it was asked for.
+struct Shelved(BTreeMap<Digest, Bytes>, std::sync::Mutex<Vec<Digest>>);
+
+#[async_trait::async_trait]
+impl Shelf for Shelved {
+    async fn find(&self, _: &Origin, digest: &Digest) -> Option<Bytes> {
+        self.1.lock().unwrap().push(*digest);
+        self.0.get(digest).cloned()
+    }
+}
+
+#[tokio::test]
+async fn what_is_on_the_shelf_is_not_asked_of_the_registry() {
+    let mut content = Content::default();
+    let image = content.image("amd64");
+    let index =
+        content.add(INDEX, &json!({"schemaVersion": 2, "manifests": [on(&image, "amd64")]}));
+    content.tag("tag", &index);
+    let all = content.0.values().map(|(_, text)| Bytes::from(text.clone()));
+    let all: BTreeMap<Digest, Bytes> = all.map(|bytes| (Digest::of(&bytes), bytes)).collect();
+    let wrong = all.keys().map(|digest| (*digest, Bytes::from_static(b"wrong"))).collect();
+    let server = content.serve().await;
+    let digest = index["digest"].as_str().unwrap();
+    let platform = "linux/amd64".parse().unwrap();
+    for (shelf, target, asked, requests) in [
+        (all.clone(), format!("@{digest}"), 3, 0),
+        (all, ":tag".to_owned(), 2, 1),
+        (wrong, format!("@{digest}"), 3, 3),
+        (BTreeMap::new(), format!("@{digest}"), 3, 3),
+    ] {
+        let before = server.requests().len();
+        let shelf = Shelved(shelf, std::sync::Mutex::default());
+        let reference: Reference = format!("{}/a/b{target}", server.host()).parse().unwrap();
+        let registry = Registry::new(config());
+        let resolved = registry.resolve_with(&reference, Some(&platform), &shelf).await.unwrap();
+        assert_eq!(resolved.top.descriptor.digest.to_string(), digest);
+        assert_eq!(resolved.top.descriptor.media_type, INDEX);
+        assert_eq!(resolved.manifest.descriptor.media_type, MANIFEST);
+        assert_eq!(resolved.layers.len(), 2);
+        assert_eq!(shelf.1.into_inner().unwrap().len(), asked, "{target}");
+        assert_eq!(server.requests().len() - before, requests, "{target}");
+    }
 }

@@ -8,13 +8,14 @@ use skimmer_identity::{PeerId, tls};
 use skimmer_proto::control::scheduler_client::SchedulerClient;
 use skimmer_proto::control::scheduler_message::Message;
 use skimmer_proto::control::{NodeMessage, SchedulerMessage};
-use skimmer_proto::{Digest, Scope, TaskId};
+use skimmer_proto::{Digest, TaskId};
 use skimmer_service::channel;
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::tasks::Task;
-use super::{Inner, convert};
+use super::{Inner, convert, documents};
 use crate::member::Member;
 use crate::plan::{Event, Peer};
 
@@ -135,6 +136,17 @@ pub(super) async fn announce_all(inner: Arc<Inner>, outbox: mpsc::Sender<NodeMes
             }
         }
     }
+    let cache = inner.cache();
+    let listed = cache.map(|cache| spawn_blocking(move || documents::announce_all(&cache)));
+    let messages = match listed {
+        Some(listed) => listed.await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    for message in messages {
+        if outbox.send(message).await.is_err() {
+            return;
+        }
+    }
     // A stream that is gone needs no end of its inventory.
     let _ = outbox.send(convert::announced()).await;
 }
@@ -171,7 +183,7 @@ impl Inner {
             let have = table.as_ref().map_or_else(|| blob.present(), |table| blob.verified(table));
             (blob.scopes(), have, blob.reference())
         };
-        let Ok((scopes, have, reference)) = tokio::task::spawn_blocking(known).await else {
+        let Ok((scopes, have, reference)) = spawn_blocking(known).await else {
             return;
         };
         let mut state = self.state();
@@ -215,9 +227,10 @@ impl Inner {
                 let peers = peers.collect();
                 self.handle(Event::Neighbours { task, peers });
             }),
-            Message::Seed(seed) => convert::task(seed.task).map(|(digest, len, scope)| {
-                self.seed(digest, len, &scope);
-            }),
+            Message::Seed(seed) => {
+                let origin = seed.task.as_ref().and_then(convert::origin);
+                convert::task(seed.task).map(|(digest, len, _)| self.seed(digest, len, origin))
+            }
             Message::Blocked(blocked) => {
                 self.block(blocked.peers);
                 Some(())
@@ -252,17 +265,12 @@ impl Inner {
     }
 
     /// Others want this blob, and this node is to get it first.
-    fn seed(self: &Arc<Self>, digest: Digest, len: u64, scope: &Scope) {
+    fn seed(self: &Arc<Self>, digest: Digest, len: u64, origin: Option<Origin>) {
         let Some(cache) = self.cache() else { return };
-        let origins = match scope.name().split_once('/') {
-            Some((host, repository)) => {
-                vec![Origin { host: host.to_owned(), repository: repository.to_owned() }]
-            }
-            None => Vec::new(),
-        };
+        let origins = Vec::from_iter(origin);
         self.runtime.spawn(async move {
             let reference = BlobRef { digest, len, kind: BlobKind::Blob, origins };
-            let opened = tokio::task::spawn_blocking(move || cache.blob(reference)).await;
+            let opened = spawn_blocking(move || cache.blob(reference)).await;
             let Ok(Ok(blob)) = opened else { return };
             let mut pull = blob.pull_through(Class::PullThrough);
             loop {

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use skimmer_cache::Class;
+use skimmer_cache::{BlobRef, Class, Origin};
 use skimmer_identity::PeerId;
 use skimmer_proto::control as wire;
 use skimmer_proto::control::node_message::Message;
 use skimmer_proto::control::{
     Announce, Announced, Arrived, Failed, Hello, NodeMessage, Pieces, Want, Withdraw,
 };
-use skimmer_proto::{PieceSet, Scope, TaskId};
+use skimmer_proto::{PieceSet, Reference, Scope, TaskId};
 
 use super::Settings;
 use super::tasks::Task;
@@ -74,10 +74,21 @@ pub fn report(tasks: &HashMap<TaskId, Task>, report: Report) -> Option<NodeMessa
 }
 
 pub fn wire_task(task: &Task) -> wire::Task {
+    task_of(&task.blob, &task.scope)
+}
+
+/// A public task names its origin: nodes that are to seed it can't tell by its scope.
+pub fn task_of(blob: &BlobRef, scope: &Scope) -> wire::Task {
+    let origin = blob.origins.first().filter(|_| *scope == Scope::Public);
+    let origin = origin.map(ToString::to_string).filter(|name| {
+        let read: Result<Reference, _> = name.parse();
+        read.is_ok_and(|read| format!("{}/{}", read.host, read.repository) == *name)
+    });
     wire::Task {
-        digest: task.blob.digest.as_bytes().to_vec(),
-        len: task.blob.len,
-        scope: task.scope.name().to_owned(),
+        digest: blob.digest.as_bytes().to_vec(),
+        len: blob.len,
+        scope: scope.name().to_owned(),
+        origin: origin.unwrap_or_default(),
     }
 }
 
@@ -93,11 +104,18 @@ pub fn task(task: Option<wire::Task>) -> Option<(skimmer_proto::Digest, u64, Sco
     Some((digest, task.len, Scope::from_name(&task.scope)))
 }
 
+/// Where the blob of a task is to be had, if it says so.
+pub fn origin(task: &wire::Task) -> Option<Origin> {
+    let name = if task.scope.is_empty() { &task.origin } else { &task.scope };
+    let (host, repository) = name.split_once('/')?;
+    Some(Origin { host: host.to_owned(), repository: repository.to_owned() })
+}
+
 pub fn pieces(pieces: Option<Pieces>) -> Option<PieceSet> {
     PieceSet::from_wire(&pieces?.runs).ok()
 }
 
-fn runs(pieces: &PieceSet) -> Pieces {
+pub fn runs(pieces: &PieceSet) -> Pieces {
     Pieces { runs: pieces.to_wire() }
 }
 

@@ -91,7 +91,7 @@ impl Swarm {
         let digest = Digest::of(&table.encode());
         let certificate = credentials.certificate();
         let record = statement::sign_index(credentials.key(), &certificate, &blob.digest, &digest);
-        let task = wire_task(blob, &scope);
+        let task = convert::task_of(blob, &scope);
         let kept = (task.clone(), record.clone());
         lock(&inner.indexes.published).insert(blob.digest, kept);
         inner.tell(publish(task, record));
@@ -131,7 +131,7 @@ impl Swarm {
 }
 
 impl Inner {
-    fn tell(&self, message: NodeMessage) {
+    pub(super) fn tell(&self, message: NodeMessage) {
         self.state().tell(message);
     }
 
@@ -153,14 +153,18 @@ impl Inner {
         }
     }
 
+    /// What the scheduler knows of a task.
+    pub(super) async fn ask_scheduler(&self, task: TaskId, of: wire::Task) -> Option<wire::Found> {
+        let (sender, answer) = oneshot::channel();
+        lock(&self.indexes.waits).entry(task).or_default().push(sender);
+        self.tell(convert::message(Message::Find(wire::Find { task: Some(of) })));
+        timeout(ANSWER, answer).await.ok()?.ok()
+    }
+
     async fn find_index(&self, blob: &BlobRef) -> Option<Objects> {
         let Standing { scope, .. } = self.standing(blob).await;
         let task = TaskId::of(&scope, &blob.digest);
-        let (sender, answer) = oneshot::channel();
-        lock(&self.indexes.waits).entry(task).or_default().push(sender);
-        let find = wire::Find { task: Some(wire_task(blob, &scope)) };
-        self.tell(NodeMessage { message: Some(Message::Find(find)) });
-        let found = timeout(ANSWER, answer).await.ok()?.ok()?;
+        let found = self.ask_scheduler(task, convert::task_of(blob, &scope)).await?;
         let (table, signers) = self.believable(blob, &found.records)?;
         for holder in &found.holders {
             let Some(peer) = self.meet(holder) else { continue };
@@ -217,11 +221,7 @@ impl Inner {
     ) -> Option<Objects> {
         let joined = self.joined()?;
         joined.transport.connect(peer, &self.addresses(peer)).await.ok()?;
-        if *scope != Scope::Public && self.shown.is_new(peer, scope) {
-            let grant = self.grant(scope).await?;
-            joined.transport.call(peer, Call::ShowGrant(grant)).await.ok()?;
-            self.shown.note(peer, scope);
-        }
+        self.show_grant(&joined, peer, scope).await.ok()?;
         let get = async |kind, object| -> Option<Bytes> {
             let call = Call::Get { scope: scope.clone(), blob: blob.digest, kind, object };
             match joined.transport.call(peer, call).await {
@@ -252,11 +252,6 @@ impl Inner {
 fn publish(task: wire::Task, record: wire::IndexRecord) -> NodeMessage {
     let publish = wire::Publish { task: Some(task), record: Some(record) };
     NodeMessage { message: Some(Message::Publish(publish)) }
-}
-
-fn wire_task(blob: &BlobRef, scope: &Scope) -> wire::Task {
-    let digest = blob.digest.as_bytes().to_vec();
-    wire::Task { digest, len: blob.len, scope: scope.name().to_owned() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -77,6 +77,14 @@ impl Inner {
         standing
     }
 
+    /// What other nodes had of `origin` was in `scope`: so it is read there while the origin says
+    /// nothing.
+    pub(super) fn suppose(&self, origin: &Origin, scope: &Scope) {
+        let standing = Standing { scope: scope.clone(), proved: false };
+        let mut standings = self.known.standings.lock().unwrap_or_else(PoisonError::into_inner);
+        standings.entry(origin.clone()).or_insert((standing, Instant::now()));
+    }
+
     /// The control plane's word that this node may read `scope`, to be shown to others.
     pub(super) async fn grant(&self, scope: &Scope) -> Option<Bytes> {
         let Scope::Repository(name) = scope else { return None };

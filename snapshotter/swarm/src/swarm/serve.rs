@@ -107,6 +107,9 @@ impl Serve for Server {
                 let known = state.tasks.get(&task);
                 Ok(Reply::Haves(known.map(|task| task.have.clone()).unwrap_or_default()))
             }
+            Call::Get { scope, blob, kind: Kind::Document, object } if blob == object => {
+                inner.document(from, scope, blob).await.map(Reply::Object)
+            }
             Call::Get { scope, blob, kind, object } => {
                 inner.readable(from, &scope, blob).await?;
                 inner.object(blob, kind, object).await.map(Reply::Object)
@@ -128,6 +131,14 @@ impl Serve for Server {
 }
 
 impl Inner {
+    /// Whether `from` has shown a right to read `scope`.
+    pub(super) fn may_read(&self, from: &Membership, scope: &Scope) -> Result<(), Refusal> {
+        if *scope == Scope::Public || self.shown.covers(&from.peer, scope) {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::Rights, "no grant for the repository was shown"))
+    }
+
     /// A blob that this node has and that `from` may read in `scope`.
     async fn readable(
         self: &Arc<Self>,
@@ -135,9 +146,7 @@ impl Inner {
         scope: &Scope,
         blob: Digest,
     ) -> Result<HeldBlob, Refusal> {
-        if *scope != Scope::Public && !self.shown.covers(&from.peer, scope) {
-            return Err(Refusal::new(Reason::Rights, "no grant for the repository was shown"));
-        }
+        self.may_read(from, scope)?;
         let absent = || Refusal::new(Reason::Absent, "");
         let cache = self.cache().ok_or_else(absent)?;
         let held = self.held(cache, blob).await.ok_or_else(absent)?;

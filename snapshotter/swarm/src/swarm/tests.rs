@@ -3,5 +3,6 @@
 
 mod bench;
 mod degraded;
+mod documents;
 mod led;
 mod together;

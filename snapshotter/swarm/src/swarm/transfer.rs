@@ -102,7 +102,12 @@ impl Inner {
     }
 
     /// Before the first request of a scope that isn't public.
-    async fn show_grant(&self, joined: &Joined, peer: &PeerId, scope: &Scope) -> Result<(), Fault> {
+    pub(super) async fn show_grant(
+        &self,
+        joined: &Joined,
+        peer: &PeerId,
+        scope: &Scope,
+    ) -> Result<(), Fault> {
         if *scope == Scope::Public || !self.shown.is_new(peer, scope) {
             return Ok(());
         }

@@ -75,7 +75,8 @@ fn task(n: u32, len: u64) -> Task {
     let blob = Digest::of(&n.to_le_bytes());
     let geometry = skimmer_proto::Geometry::of(len).unwrap();
     let shape = Shape { pieces: geometry.pieces(), piece_len: geometry.piece_len() };
-    Task { id: TaskId::of(&Scope::Public, &blob), blob, scope: Scope::Public, len, shape }
+    let (id, scope) = (TaskId::of(&Scope::Public, &blob), Scope::Public);
+    Task { id, blob, scope, len, shape, origin: None }
 }
 
 fn announce(task: &Task) -> Message {

@@ -2,6 +2,7 @@
 
 use skimmer_identity::{PeerId, Role};
 use skimmer_proto::TaskId;
+use skimmer_scheduler::NodeId;
 use skimmer_scheduler::view::{Decision, TaskView, What};
 
 use super::super::convert::Task;
@@ -73,6 +74,14 @@ impl Owner {
             decisions: detail.decisions.iter().map(|decision| self.tell(decision)).collect(),
             row: self.row(detail.task)?,
         })
+    }
+
+    /// Nodes that have all of the task.
+    pub(super) fn whole_holders(&self, id: &TaskId) -> Vec<NodeId> {
+        let Some(detail) = self.scheduler.task_detail(id) else { return Vec::new() };
+        let all = detail.task.shape.pieces;
+        let whole = detail.peers.iter().filter(|peer| peer.have == all && !peer.quarantined);
+        whole.map(|peer| peer.node).collect()
     }
 
     fn row(&self, view: TaskView) -> Option<TaskRow> {

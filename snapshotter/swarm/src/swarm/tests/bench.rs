@@ -80,7 +80,7 @@ impl Node {
 
 pub struct Bench {
     pub network: Arc<Network>,
-    authority: Authority,
+    pub authority: Authority,
     pub origin: Arc<Memory>,
     pub nodes: Vec<Node>,
     /// The test is over: who stalls may stop.

@@ -16,6 +16,7 @@ pub struct Led {
     to_core: mpsc::UnboundedSender<core::Event>,
     streams: Streams,
     seen: watch::Receiver<Seen>,
+    holders: Holders,
 }
 
 /// A node by the number of its stream.
@@ -57,9 +58,12 @@ impl Led {
         node.inner().attach(&outbox);
         tokio::spawn(attend::announce_all(Arc::clone(node.inner()), outbox));
         let (to_core, streams) = (self.to_core.clone(), Arc::clone(&self.streams));
+        let (holders, me) = (Arc::clone(&self.holders), Arc::clone(node.inner()));
         tokio::spawn(async move {
             while let Some(message) = messages.recv().await {
-                let event = event(id, &streams, message.message.unwrap());
+                let message = message.message.unwrap();
+                answer_find(&holders, &me, &message);
+                let event = event(id, &streams, message);
                 if to_core.send(event).is_err() {
                     return;
                 }
@@ -123,11 +127,38 @@ pub async fn lead(bench: &Bench) -> Led {
             });
         }
     });
-    let led = Led { job, to_core, streams, seen };
+    let led = Led { job, to_core, streams, seen, holders: Holders::default() };
     for node in &bench.nodes {
         led.join(node).await;
     }
     led
+}
+
+/// Who has announced a task.
+type Holders = Arc<Mutex<HashMap<TaskId, BTreeSet<PeerId>>>>;
+
+/// Answers a node that doesn't know the length of what it looks for, as the scheduler's shell does.
+fn answer_find(holders: &Holders, node: &Arc<Inner>, message: &FromNode) {
+    let id_of = |task: &Option<wire::Task>| {
+        let (digest, len, scope) = convert::task(task.clone()).unwrap();
+        (TaskId::of(&scope, &digest), len)
+    };
+    match message {
+        FromNode::Announce(announce) => {
+            let (id, _) = id_of(&announce.task);
+            holders.lock().unwrap().entry(id).or_default().insert(node.me);
+        }
+        FromNode::Find(find) if id_of(&find.task).1 == 0 => {
+            let (id, _) = id_of(&find.task);
+            let peers = holders.lock().unwrap().get(&id).cloned().unwrap_or_default();
+            let peer = |id: PeerId| wire::Peer { id: id.to_bytes().to_vec(), ..Default::default() };
+            let holders = peers.into_iter().map(peer).collect();
+            let (task, records) = (id.as_bytes().to_vec(), Vec::new());
+            let found = ToNode::Found(wire::Found { task, records, holders });
+            node.hear(SchedulerMessage { message: Some(found) });
+        }
+        _ => {}
+    }
 }
 
 async fn timeout_or_tick(
