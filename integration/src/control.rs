@@ -57,6 +57,7 @@ pub struct Control {
 struct Ports {
     manager: u16,
     scheduler: u16,
+    metrics: u16,
 }
 
 impl Control {
@@ -102,6 +103,11 @@ impl Control {
     /// `host:port` where nodes attend.
     pub fn scheduler(&self) -> String {
         format!("{}:{}", self.address, self.ports.scheduler)
+    }
+
+    /// Where `/metrics`, `/ready` and `/live` are.
+    pub fn health(&self) -> String {
+        format!("{}:{}", self.address, self.ports.metrics)
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -202,11 +208,12 @@ impl Control {
              [scheduler]\naddress = '{address}:{scheduler}'\n\
              [identity]\ncertificate_lifetime = '{lifetime}ms'\ngrace = '{grace}ms'\n\
              [grants]\nplain_http = [{plain_http}]\n\
-             [metrics]\naddress = ''\n\
+             [metrics]\naddress = '{address}:{metrics}'\n\
              [log]\nlevel = 'info'\nformat = 'json'\n",
             store = self.store().display(),
             manager = ports.manager,
             scheduler = ports.scheduler,
+            metrics = ports.metrics,
             lifetime = setup.certificate_lifetime.as_millis(),
             grace = setup.grace.as_millis(),
             plain_http = plain_http.join(", "),
@@ -224,7 +231,8 @@ fn ports(log: &str, role: &str) -> Option<Ports> {
     };
     let unless = |other, key| if role == other { Some(0) } else { of(key) };
     let manager = unless("scheduler", "manager.address")?;
-    Some(Ports { manager, scheduler: unless("manager", "scheduler.address")? })
+    let scheduler = unless("manager", "scheduler.address")?;
+    Some(Ports { manager, scheduler, metrics: of("metrics.address")? })
 }
 
 /// Whether a file below `folder` holds `text`.

@@ -32,18 +32,23 @@ struct Signer {
     key: PathBuf,
     /// The certificate as JWT's `x5c` wants it: standard base64 of DER.
     chain: String,
-    authorization: String,
+    /// Authorization headers, and whether who sends one may pull.
+    accounts: Vec<(String, bool)>,
     lifetime: Duration,
 }
 
+/// Somebody who gets tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Account {
+    pub user: &'static str,
+    pub password: &'static str,
+    /// Else the tokens are good for nothing.
+    pub may_pull: bool,
+}
+
 impl Issuer {
-    /// Grants everything to `user`; its tokens are good for `lifetime`.
-    pub fn start(
-        folder: &Path,
-        user: &str,
-        password: &str,
-        lifetime: Duration,
-    ) -> anyhow::Result<Self> {
+    /// Gives tokens to `accounts`, good for `lifetime`.
+    pub fn start(folder: &Path, accounts: &[Account], lifetime: Duration) -> anyhow::Result<Self> {
         let (key, certificate) = (folder.join("issuer.key"), folder.join("issuer.crt"));
         let new = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=tests -keyout";
         let arguments: Vec<&str> = new.split(' ').collect();
@@ -54,7 +59,7 @@ impl Issuer {
         let signer = Signer {
             key,
             chain: pem.lines().filter(|line| !line.starts_with("-----")).collect(),
-            authorization: format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))),
+            accounts: accounts.iter().map(|a| (a.authorization(), a.may_pull)).collect(),
             lifetime,
         };
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -107,7 +112,7 @@ fn answer(mut stream: TcpStream, signer: &Signer) -> anyhow::Result<bool> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let target = lines.next().context("no request")??;
-    let mut authorized = false;
+    let mut account = None;
     for line in lines {
         let line = line?;
         if line.is_empty() {
@@ -116,20 +121,29 @@ fn answer(mut stream: TcpStream, signer: &Signer) -> anyhow::Result<bool> {
         if let Some((name, value)) = line.split_once(':')
             && name.eq_ignore_ascii_case("authorization")
         {
-            authorized = value.trim() == signer.authorization;
+            account = signer.accounts.iter().find(|(header, _)| value.trim() == header);
         }
     }
-    let (status, body) = if authorized {
-        ("200 OK", signer.token(target.split(' ').nth(1).unwrap_or_default())?)
-    } else {
-        ("401 Unauthorized", json!({ "details": "incorrect username or password" }).to_string())
+    let target = target.split(' ').nth(1).unwrap_or_default();
+    let (status, body) = match account {
+        Some((_, may_pull)) => ("200 OK", signer.token(if *may_pull { target } else { "" })?),
+        None => {
+            ("401 Unauthorized", json!({ "details": "incorrect username or password" }).to_string())
+        }
     };
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )?;
-    Ok(authorized)
+    Ok(account.is_some())
+}
+
+impl Account {
+    /// The Authorization header that says who it is.
+    pub fn authorization(&self) -> String {
+        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.user, self.password)))
+    }
 }
 
 impl Signer {

@@ -14,10 +14,13 @@ use skimmer_proto::Digest;
 
 use crate::command;
 use crate::image::{Image, link};
-use crate::issuer::Issuer;
+use crate::issuer::{Account, Issuer};
 use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
+
+/// How long tokens are good for, where that isn't tested.
+const TOKENS: Duration = Duration::from_secs(300);
 
 /// Who may pull.
 pub enum Auth {
@@ -34,6 +37,8 @@ pub enum Auth {
         password: &'static str,
         lifetime: Duration,
     },
+    /// Bearer tokens for any of these.
+    Accounts(Vec<Account>),
 }
 
 /// A request that the registry has answered.
@@ -77,8 +82,10 @@ impl Registry {
         std::fs::create_dir_all(folder.join("storage"))?;
         let issuer = match auth {
             Auth::Token { user, password, lifetime } => {
-                Some(Issuer::start(&folder, user, password, *lifetime)?)
+                let account = Account { user, password, may_pull: true };
+                Some(Issuer::start(&folder, &[account], *lifetime)?)
             }
+            Auth::Accounts(accounts) => Some(Issuer::start(&folder, accounts, TOKENS)?),
             _ => None,
         };
         let ip = host.map_or("127.0.0.1".to_owned(), |host| host.address().to_string());
@@ -311,7 +318,7 @@ fn access_section(folder: &Path, auth: &Auth, issuer: Option<&Issuer>) -> anyhow
         Auth::Anyone => Ok(String::new()),
         Auth::Basic { user, password } => basic_section(folder, &[(user, password)]),
         Auth::Users(users) => basic_section(folder, users),
-        Auth::Token { .. } => {
+        Auth::Token { .. } | Auth::Accounts(_) => {
             let issuer = issuer.context("token authentication needs an issuer")?;
             Ok(format!(
                 "auth:\n  token: {{realm: \"{}\", service: tests, issuer: tests, rootcertbundle: {}}}\n",

@@ -14,9 +14,8 @@ mod scheduler;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use skimmer_service::{log, stop};
+use skimmer_service::{program, stop};
 
 use crate::config::Config;
 
@@ -54,14 +53,7 @@ pub enum Role {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("skimmer-control: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("skimmer-control", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
@@ -69,17 +61,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         Some(path) => Config::load(path)?,
         None => Config::default(),
     };
-    log::check(&config.log)?;
-    if options.check {
-        return Ok(());
-    }
-    log::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("skimmer-control")
-        .build()
-        .context("start the runtime")?;
-    runtime.block_on(async {
+    program::run("skimmer-control", &config.log, options.check, async {
         let app = app::App::build(&config, options.role).await?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),

@@ -48,7 +48,7 @@ pub fn wait_records(fleet: &Fleet<'_>, image: &Image, count: usize) -> anyhow::R
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
         for layer in &image.layers {
             let digest = layer.blob.digest.as_bytes().to_vec();
-            let task = control::Task { digest, len: layer.blob.size, scope: String::new() };
+            let task = control::Task { digest, len: layer.blob.size, ..control::Task::default() };
             loop {
                 stream.say(Said::Find(control::Find { task: Some(task.clone()) })).await?;
                 let found = stream.wait(|heard| match heard {
@@ -210,7 +210,7 @@ fn a_seed_peer_that_lies_about_a_layer_is_found_out() {
                     let record =
                         statement::sign_index(credentials.key(), &certificate, &blob, &table);
                     let digest = blob.as_bytes().to_vec();
-                    let task = Some(control::Task { digest, len, scope: String::new() });
+                    let task = Some(control::Task { digest, len, ..control::Task::default() });
                     let publish = control::Publish { task, record: Some(record) };
                     stream.say(Said::Publish(publish)).await?;
                     told.send(member.id())?;

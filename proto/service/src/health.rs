@@ -29,6 +29,9 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await.with_context(|| {
         format!("listen on metrics.address {address:?} (set it to \"\" to serve no metrics)")
     })?;
+    if let Ok(local) = listener.local_addr() {
+        tracing::info!(key = "metrics.address", address = %local, "listening");
+    }
     let app = Router::new()
         .route("/metrics", get(metrics))
         .route("/live", get(async || "live\n"))

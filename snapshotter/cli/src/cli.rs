@@ -8,6 +8,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Exit code when the daemon can't be reached. 1 is any other failure, 2 a wrong command line.
 pub const EXIT_UNREACHABLE: u8 = 3;
+/// Exit code of `get` when the file isn't what its digest says.
+pub const EXIT_MISMATCH: u8 = 4;
+/// Exit code of `get` when the origin refuses the file or hasn't got it.
+pub const EXIT_REFUSED: u8 = 5;
 
 #[derive(Parser, Debug)]
 #[command(
@@ -39,7 +43,7 @@ pub struct Global {
     )]
     pub address: PathBuf,
     /// How to print results.
-    #[arg(long, short, global = true, value_enum, default_value_t = Output::Text)]
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }
 
@@ -90,6 +94,20 @@ pub enum Command {
         #[arg(long, default_value = "skimmer")]
         snapshotter: String,
     },
+    /// Download a file at an HTTP(S) address, sharing it with the other nodes of the cluster
+    ///
+    /// It is shared under --digest, or under its address and strong ETag. What has neither, or has
+    /// credentials in its address, comes straight from its origin. A download that was interrupted goes
+    /// on where it stopped.
+    #[command(
+        after_help = "Exit codes: 0 success, 1 failure, 2 wrong command line, 3 skimmerd can't be reached, \
+                            4 the file isn't what --digest says, 5 the origin refuses it or hasn't got it.\n\n\
+                            Examples:\n  \
+                            skimmer get https://example.com/model.bin -o model.bin\n  \
+                            skimmer get --digest sha256:… https://example.com/model.bin -o model.bin\n  \
+                            skimmer get --range 0-1023 https://example.com/model.bin -o head.bin"
+    )]
+    Get(Get),
     /// Fetch what is missing of an image, until every byte is on this node
     #[command(after_help = "Example:\n  skimmer fetch docker.io/library/python:3.13")]
     Fetch {
@@ -184,6 +202,36 @@ pub enum Index {
 }
 
 #[derive(Args, Debug)]
+pub struct Get {
+    /// http or https.
+    pub url: String,
+    /// Where it is written when it is whole.
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What the content has to be: `sha256:` and 64 digits.
+    #[arg(long)]
+    pub digest: Option<String>,
+    /// First and last byte wanted, both included, or only the first; what comes isn't checked by --digest.
+    #[arg(long, value_name = "FIRST-[LAST]", value_parser = range)]
+    pub range: Option<(u64, u64)>,
+    /// Straight from the origin, not shared.
+    #[arg(long)]
+    pub direct: bool,
+}
+
+/// As in HTTP; the second is behind the last byte, 0 for the end of the file.
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let wrong = || "expected FIRST-LAST or FIRST-, as in 0-1023".to_owned();
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let first: u64 = first.parse().map_err(|_| wrong())?;
+    if last.is_empty() {
+        return Ok((first, 0));
+    }
+    let last: u64 = last.parse().map_err(|_| wrong())?;
+    if last < first || last == u64::MAX { Err(wrong()) } else { Ok((first, last + 1)) }
+}
+
+#[derive(Args, Debug)]
 pub struct Doctor {
     /// Print the lines that containerd's config.toml needs, and do nothing else.
     #[arg(long)]
@@ -210,6 +258,21 @@ mod tests {
     #[test]
     fn definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ranges_are_as_in_http() {
+        for (text, expected) in [
+            ("0-0", Some((0, 1))),
+            ("5-9", Some((5, 10))),
+            ("7-", Some((7, 0))),
+            ("-7", None),
+            ("9-5", None),
+            ("5", None),
+            ("0-18446744073709551615", None),
+        ] {
+            assert_eq!(range(text).ok(), expected, "{text}");
+        }
     }
 
     #[test]

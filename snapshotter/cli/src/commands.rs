@@ -2,6 +2,7 @@
 
 mod control;
 mod doctor;
+mod get;
 mod images;
 mod index;
 mod peers;
@@ -24,6 +25,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Pull { reference, namespace, platform, snapshotter } => {
             pull::pull(&global, reference, namespace, platform, snapshotter).await
         }
+        Command::Get(options) => return get::get(&global, options).await,
         Command::Fetch { image, namespace } => pull::fetch(&global, image, namespace).await,
         Command::Cluster { control, command } => control::cluster(&global, &control, command).await,
         Command::Token { control, command } => control::token(&global, &control, command).await,

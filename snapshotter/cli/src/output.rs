@@ -1,7 +1,7 @@
 //! How answers look: tables for people, JSON for programs.
 
 use serde::Serialize;
-use skimmer_proto::node::{Image, Layer, Mode};
+use skimmer_proto::node::{FetchedBytes, Image, Layer, Mode};
 
 /// An image as both forms of output show it.
 #[derive(Serialize)]
@@ -12,6 +12,10 @@ pub struct ImageView {
     pub size: u64,
     /// Decoded bytes of its layers that are on disk.
     pub bytes_present: u64,
+    /// Bytes of its blobs that came from the registry since the daemon started.
+    pub origin_bytes: u64,
+    /// Likewise from other nodes.
+    pub swarm_bytes: u64,
     pub layers: Vec<LayerView>,
 }
 
@@ -31,11 +35,21 @@ pub struct LayerView {
     pub error: String,
 }
 
+/// Bytes received, by why they were wanted, and the same bytes by where they came from.
 #[derive(Serialize)]
 pub struct FetchedView {
     pub fault: u64,
     pub pull_through: u64,
     pub background: u64,
+    pub origin: u64,
+    pub swarm: u64,
+}
+
+impl From<FetchedBytes> for FetchedView {
+    fn from(fetched: FetchedBytes) -> Self {
+        let FetchedBytes { fault, pull_through, background, origin, swarm } = fetched;
+        Self { fault, pull_through, background, origin, swarm }
+    }
 }
 
 impl From<Image> for ImageView {
@@ -47,6 +61,8 @@ impl From<Image> for ImageView {
             digest: image.digest,
             size: layers.iter().map(|l| l.size).sum(),
             bytes_present: layers.iter().map(|l| l.data_bytes_present).sum(),
+            origin_bytes: layers.iter().map(|l| l.fetched.origin).sum(),
+            swarm_bytes: layers.iter().map(|l| l.fetched.swarm).sum(),
             layers,
         }
     }
@@ -55,7 +71,6 @@ impl From<Image> for ImageView {
 impl From<Layer> for LayerView {
     fn from(layer: Layer) -> Self {
         let mode = mode_name(layer.mode());
-        let fetched = layer.fetched.unwrap_or_default();
         Self {
             digest: layer.digest,
             diff_id: layer.diff_id,
@@ -65,11 +80,7 @@ impl From<Layer> for LayerView {
             data_bytes: layer.data_bytes,
             data_bytes_present: layer.data_bytes_present,
             blob_bytes_present: layer.blob_bytes_present,
-            fetched: FetchedView {
-                fault: fetched.fault,
-                pull_through: fetched.pull_through,
-                background: fetched.background,
-            },
+            fetched: layer.fetched.unwrap_or_default().into(),
             index_bytes: layer.index_bytes,
             error: layer.error,
         }
@@ -158,6 +169,17 @@ mod tests {
         assert_eq!(image(&[Mode::Lazy, Mode::Absent]), "absent");
         assert_eq!(image(&[Mode::Failed, Mode::PullThrough]), "failed");
         assert_eq!(image(&[]), "absent");
+    }
+
+    #[test]
+    fn an_images_bytes_are_those_of_its_layers() {
+        let layer = |origin, swarm| Layer {
+            fetched: Some(FetchedBytes { origin, swarm, ..FetchedBytes::default() }),
+            ..Layer::default()
+        };
+        let layers = vec![layer(1, 20), layer(300, 4000), Layer::default()];
+        let image = ImageView::from(Image { layers, ..Image::default() });
+        assert_eq!((image.origin_bytes, image.swarm_bytes), (301, 4020));
     }
 
     #[test]

@@ -88,8 +88,9 @@ impl Bars {
             bar.set_length(total);
             bar.set_position(done);
             let fetched = layer.fetched.unwrap_or_default();
-            let received = fetched.fault + fetched.pull_through + fetched.background;
-            bar.set_message(format!("{}, {} fetched", mode_name(layer.mode()), bytes(received)));
+            let (origin, swarm) = (bytes(fetched.origin), bytes(fetched.swarm));
+            let mode = mode_name(layer.mode());
+            bar.set_message(format!("{mode}, {origin} origin, {swarm} swarm"));
         }
     }
 

@@ -8,9 +8,8 @@ mod swarm;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
-use skimmer_service::{log, stop};
+use skimmer_service::{program, stop};
 
 use crate::config::Config;
 
@@ -33,14 +32,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("skimmerd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("skimmerd", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
@@ -48,17 +40,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         Some(path) => Config::load(path)?,
         None => Config::default(),
     };
-    log::check(&config.log)?;
-    if options.check {
-        return Ok(());
-    }
-    log::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("skimmerd")
-        .build()
-        .context("start the runtime")?;
-    runtime.block_on(async {
+    program::run("skimmerd", &config.log, options.check, async {
         let app = app::App::build(&config).await?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),

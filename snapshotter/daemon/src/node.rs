@@ -7,6 +7,7 @@ mod check;
 mod convert;
 mod documents;
 mod follow;
+mod get;
 mod images;
 
 use std::pin::Pin;
@@ -16,9 +17,9 @@ use futures::Stream;
 use skimmer_layers::Layers;
 use skimmer_proto::node::node_server;
 use skimmer_proto::node::{
-    BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest,
-    ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, PeersRequest, PeersResponse,
-    Progress, PullRequest, ShowIndexRequest, ShowIndexResponse,
+    BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest, GetPart,
+    GetRequest, ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, PeersRequest,
+    PeersResponse, Progress, PullRequest, ShowIndexRequest, ShowIndexResponse,
 };
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::{Platform, Registry};
@@ -30,6 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use documents::Documents;
 use follow::{Work, follow};
+use get::Getter;
 
 /// Bytes of an index in one message.
 const MESSAGE_LEN: usize = 1 << 20;
@@ -54,6 +56,7 @@ impl node_server::Node for Node {
     type FetchStream = Answers<Progress>;
     type BuildIndexStream = Answers<Progress>;
     type ExportIndexStream = Answers<IndexBytes>;
+    type GetStream = Answers<GetPart>;
 
     async fn images(
         &self,
@@ -165,6 +168,15 @@ impl node_server::Node for Node {
     async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersResponse>, Status> {
         let status = self.swarm.as_ref().map(Swarm::status);
         Ok(Response::new(status.map(convert::peers).unwrap_or_default()))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let getter = Getter {
+            cache: self.documents.cache.clone(),
+            registry: self.registry.clone(),
+            swarm: self.swarm.clone(),
+        };
+        Ok(Response::new(getter.get(request.into_inner()).await?))
     }
 
     async fn check(

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Blame, BlobRef, Cache, Class, Origin, Source};
 use skimmer_layers::{Indexes, Layers};
 use skimmer_proto::{Digest, PieceTable};
-use skimmer_registry::Registry;
+use skimmer_registry::{Files, Registry};
 use skimmer_swarm::member::{self, Member};
 use skimmer_swarm::swarm::{Made, MakeTransport};
 use skimmer_swarm::transport::wire;
@@ -62,7 +62,7 @@ pub fn prepare(
         settings,
         key.peer(),
         Arc::new(registry.clone()),
-        Arc::new(AsRegistrySays { anonymous }),
+        Arc::new(AsRegistrySays { registry: registry.clone(), anonymous }),
         transport(&config.swarm.listen, upload),
         metrics,
     );
@@ -118,13 +118,16 @@ fn transport(listen: &str, upload: u64) -> MakeTransport {
 
 /// What the registry serves without credentials is public.
 struct AsRegistrySays {
+    /// With this node's own credentials.
+    registry: Registry,
     anonymous: Registry,
 }
 
 #[async_trait]
 impl Rights for AsRegistrySays {
     async fn is_public(&self, blob: &BlobRef) -> Option<bool> {
-        if blob.len == 0 {
+        // Files are had without credentials, or not shared.
+        if blob.len == 0 || blob.origins.iter().any(Files::is_file) {
             return Some(true);
         }
         let answer = match self.anonymous.fetch(blob, 0..1, Class::Fault).await {
@@ -138,8 +141,8 @@ impl Rights for AsRegistrySays {
         }
     }
 
-    async fn authorization(&self, _: &Origin) -> Option<String> {
-        None
+    async fn authorization(&self, origin: &Origin, manifest: Option<Digest>) -> Option<String> {
+        self.registry.authorization(origin, manifest.as_ref()).await
     }
 }
 

@@ -119,6 +119,12 @@ impl Http {
         }
     }
 
+    /// What a request to the endpoint would carry, as far as its demands are known. A secret.
+    pub async fn authorization(&self, endpoint: &Endpoint, repository: &str) -> Option<String> {
+        let header = self.auth.header(&self.clients, endpoint, repository).await;
+        header.ok().flatten()?.to_str().ok().map(str::to_owned)
+    }
+
     /// Answers the endpoint's challenges, as far as we can.
     async fn get_any(&self, ask: &Ask<'_>) -> Result<(Raw, Option<HeaderValue>), Error> {
         let host = authority(&ask.endpoint.base);

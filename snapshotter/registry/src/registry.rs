@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream;
-use reqwest::header::HeaderMap;
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use skimmer_cache::source::{
     Blame, BlobKind, BlobRef, ByteStream, Class, FetchError, Origin, Source,
 };
-use skimmer_proto::Reference;
+use skimmer_proto::{Digest, Reference};
 use tokio::time::Instant;
 
 use crate::auth::Auth;
 use crate::blobs::{self, Transfer};
 use crate::credentials::Credentials;
+use crate::files::{self, Files};
 use crate::hosts::{Endpoint, Hosts};
 use crate::http::{self, Ask, Http};
+use crate::media::MANIFEST_ACCEPT;
+use crate::origin::authority;
 use crate::platform::Platform;
 use crate::redact::PlainUrl;
 pub use crate::resolve::Error;
@@ -66,6 +69,7 @@ impl Default for Config {
 /// A client of all registries. A clone is another handle of the same.
 #[derive(Clone)]
 pub struct Registry {
+    files: Arc<Files>,
     hosts: Arc<Hosts>,
     http: Arc<Http>,
     deadline: Duration,
@@ -84,11 +88,18 @@ pub struct Ping {
 impl Registry {
     /// Reads nothing yet: files are read when a host is first asked, and again when they change.
     pub fn new(config: Config) -> Self {
-        let clients = Clients::new(Settings {
+        let settings = Settings {
             user_agent: config.user_agent,
             connect_timeout: config.connect_timeout,
             idle_per_host: config.connections_per_host + http::RESERVED,
-        });
+        };
+        let files = Files::new(
+            Clients::new(settings.clone()),
+            config.deadline,
+            config.response_timeout,
+            config.stall_timeout,
+        );
+        let clients = Clients::new(settings);
         let http = Http::new(
             clients,
             Auth::new(Credentials::new(config.docker_config)),
@@ -97,11 +108,17 @@ impl Registry {
             config.stall_timeout,
         );
         Self {
+            files: Arc::new(files),
             hosts: Arc::new(Hosts::new(config.config_path.as_deref())),
             http: Arc::new(http),
             deadline: config.deadline,
             rounds: config.rounds,
         }
+    }
+
+    /// Files at other addresses than a registry's.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// What `reference` stands for on `platform`, or on this machine's.
@@ -137,6 +154,45 @@ impl Registry {
         let documents = Documents { http: &self.http, origin: &origin, shelf, tries: &tries };
         let host = Platform::host();
         crate::resolve::resolve(&documents, reference, platform.unwrap_or(&host)).await
+    }
+
+    /// An Authorization header by which the registry itself, not a mirror of it, lets this node read
+    /// the repository; for somebody who is to ask it whether the node may. It is a secret. `None`: the
+    /// registry wants none, or there is none to give.
+    pub async fn authorization(
+        &self,
+        origin: &Origin,
+        manifest: Option<&Digest>,
+    ) -> Option<String> {
+        let Origin { host, repository } = origin;
+        if !is_repository(repository) {
+            return None;
+        }
+        let endpoints = self.endpoints(host).await.ok()?;
+        let endpoint = endpoints.iter().find(|endpoint| is_itself(host, endpoint))?;
+        let given = || self.http.authorization(endpoint, repository);
+        if let Some(header) = given().await {
+            return Some(header);
+        }
+        // What the registry demands is known once it was asked for something.
+        let path = match manifest {
+            Some(digest) => format!("{repository}/manifests/{digest}"),
+            None => format!("{repository}/tags/list"),
+        };
+        let ask = Ask {
+            endpoint,
+            repository,
+            path: &path,
+            headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]),
+            class: Class::Fault,
+            immutable: false,
+            until: Instant::now() + self.deadline,
+        };
+        let answer = self.http.get(&ask).await;
+        if let Err(error) = answer.map(drop) {
+            tracing::debug!(%origin, error = in_words(&error), "asked for what it demands");
+        }
+        given().await
     }
 
     /// Asks every endpoint of `host` for the root of its API.
@@ -249,6 +305,14 @@ impl Source for Registry {
         range: Range<u64>,
         class: Class,
     ) -> Result<ByteStream, FetchError> {
+        let files: Vec<Origin> =
+            blob.origins.iter().filter(|origin| Files::is_file(origin)).cloned().collect();
+        if !files.is_empty() {
+            let from = files[0].host.clone();
+            let file = BlobRef { origins: files, ..blob.clone() };
+            let opened = self.files.open(&file, range).await;
+            return opened.map_err(|error| files::fetch_error(blob.digest, from, error));
+        }
         self.open(blob, range, class).await.map_err(|error| failed(blob, error))
     }
 }
@@ -263,6 +327,12 @@ fn failed(blob: &BlobRef, error: Error) -> FetchError {
         retryable,
         source: Box::new(error),
     }
+}
+
+/// Whether the endpoint is the registry that `host` names.
+fn is_itself(host: &str, endpoint: &Endpoint) -> bool {
+    let name = authority(&endpoint.base);
+    !endpoint.is_mirror && (name == host || host == "docker.io" && name == "registry-1.docker.io")
 }
 
 fn in_words(error: &http::Error) -> String {

@@ -358,10 +358,9 @@ impl Owner {
             others.filter_map(|holder| self.roster.describe(*holder)).collect();
         holders.sort_by_key(|holder| holder.zone != zone);
         holders.truncate(MAX_HOLDERS);
-        self.send(
-            to,
-            Out::Found(control::Found { task: task.as_bytes().to_vec(), records, holders }),
-        );
+        let len = self.tasks.get(&task).map_or(0, |known| known.task.len);
+        let task = task.as_bytes().to_vec();
+        self.send(to, Out::Found(control::Found { task, records, holders, len }));
     }
 
     fn apply(&mut self, event: Event) {

@@ -1,8 +1,9 @@
-//! `quickstart`: one image, pulled and run in three ways, in a containerd of its own.
+//! `quickstart`: one image, pulled and run in three ways, in a containerd of its own; and on three nodes at once.
 //!
 //! `install/quickstart` installs what it needs, builds and runs it.
 
 mod keep;
+mod nodes;
 mod table;
 
 use clap::Parser;
@@ -50,6 +51,8 @@ fn main() -> anyhow::Result<()> {
         table::print(&world, &rows);
         Ok(())
     })?;
+    println!("Now nodes that want it all together: a registry's link serves one after the other …");
+    table::print_together(&nodes::compare(link(options.link))?);
     if options.keep { keep::start() } else { keep::forget() }
 }
 

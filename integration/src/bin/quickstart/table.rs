@@ -3,6 +3,8 @@
 use skimmer_integration::start::Start;
 use skimmer_integration::world::World;
 
+use crate::nodes::{self, Together};
+
 /// One way of starting the container.
 pub struct Row {
     pub way: &'static str,
@@ -28,6 +30,23 @@ pub fn print(world: &World<'_>, rows: &[Row]) {
             row.way,
             row.start.first_line.as_secs_f64(),
             megabytes(row.start.bytes)
+        );
+    }
+    println!();
+}
+
+/// What several nodes took at once.
+pub fn print_together(rows: &[Together]) {
+    println!();
+    let title = format!("{} nodes at once", nodes::COUNT);
+    println!("{title:36} {:>14} {:>14} {:>14}", "last output", "from registry", "between nodes");
+    for row in rows {
+        println!(
+            "{:36} {:>12.2} s {:>14} {:>14}",
+            nodes::way_name(row.way),
+            row.last.as_secs_f64(),
+            megabytes(row.origin),
+            megabytes(row.swarm)
         );
     }
     println!();

@@ -67,12 +67,24 @@ pub fn layers(image: &ImageView) {
                 bytes(layer.fetched.fault),
                 bytes(layer.fetched.pull_through),
                 bytes(layer.fetched.background),
+                bytes(layer.fetched.origin),
+                bytes(layer.fetched.swarm),
                 if layer.index_bytes == 0 { "-".to_owned() } else { bytes(layer.index_bytes) },
             ]
         })
         .collect();
-    let header =
-        ["LAYER", "MODE", "SIZE", "DECODED", "FAULT", "PULL-THROUGH", "BACKGROUND", "INDEX"];
+    let header = [
+        "LAYER",
+        "MODE",
+        "SIZE",
+        "DECODED",
+        "FAULT",
+        "PULL-THROUGH",
+        "BACKGROUND",
+        "ORIGIN",
+        "SWARM",
+        "INDEX",
+    ];
     table(&header, &rows);
     for layer in image.layers.iter().filter(|layer| !layer.error.is_empty()) {
         println!("{}: {}", short(&layer.digest), layer.error);

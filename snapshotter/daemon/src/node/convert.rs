@@ -146,7 +146,8 @@ fn described(status: LayerStatus) -> node::Layer {
         Mode::Local => node::Mode::Local,
         Mode::Failed => node::Mode::Failed,
     };
-    let mut fetched = FetchedBytes::default();
+    let [origin, swarm] = status.fetched_via;
+    let mut fetched = FetchedBytes { origin, swarm, ..FetchedBytes::default() };
     for (class, bytes) in Class::ALL.into_iter().zip(status.fetched) {
         match class {
             Class::Fault => fetched.fault = bytes,

@@ -24,6 +24,9 @@ impl Documents {
         platform: Option<&Platform>,
     ) -> Result<Resolved, Error> {
         let resolved = registry.resolve_with(reference, platform, self).await?;
+        if let Some(swarm) = &self.swarm {
+            swarm.note_manifest(&resolved.origin, resolved.manifest.descriptor.digest);
+        }
         let (documents, kept) = (self.clone(), resolved.clone());
         tokio::spawn(async move { documents.keep(kept).await });
         Ok(resolved)

@@ -39,6 +39,8 @@ pub struct Status {
     pub blob_bytes_present: u64,
     /// Bytes received since the blob was opened, in the order of [`skimmer_cache::Class::ALL`].
     pub fetched: [u64; 3],
+    /// The same bytes, in the order of [`skimmer_cache::Via::ALL`].
+    pub fetched_via: [u64; 2],
     /// Length of the encoded index; 0: there is none.
     pub index_bytes: u64,
     /// Why the last attempt failed.
@@ -54,7 +56,7 @@ impl Layers {
         let blob = self.shared().cache.blob(spec.blob.clone());
         let blob = blob.map_err(|source| Cause::Blob { source })?;
         status.blob_bytes_present = blob.bytes_present();
-        status.fetched = blob.fetched();
+        (status.fetched, status.fetched_via) = (blob.fetched(), blob.fetched_via());
         match in_use {
             Some(layer) => status.fill_in(&layer),
             None => self.look_up(&mut status)?,
@@ -115,6 +117,7 @@ fn blank(spec: &LayerSpec) -> Status {
         data_bytes_present: 0,
         blob_bytes_present: 0,
         fetched: [0; 3],
+        fetched_via: [0; 2],
         index_bytes: 0,
         error: None,
     }

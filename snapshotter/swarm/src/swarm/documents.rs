@@ -32,10 +32,22 @@ impl Swarm {
     /// which rights are shown.
     pub async fn find_document(&self, origin: &Origin, digest: Digest) -> Option<Bytes> {
         let inner = &self.inner;
-        if inner.state().outbox.is_none() {
-            return None;
-        }
+        inner.state().outbox.as_ref()?;
         timeout(PATIENCE, inner.find_document(origin, digest)).await.ok().flatten()
+    }
+
+    /// The length of a public blob that other nodes have whole.
+    pub async fn find_len(&self, blob: Digest) -> Option<u64> {
+        let inner = &self.inner;
+        inner.state().outbox.as_ref()?;
+        let found = inner.found_whole(blob, &Scope::Public).await?;
+        (!found.holders.is_empty()).then_some(found.len)
+    }
+
+    /// This node has read the manifest with this digest at `origin`: by it the control plane can find
+    /// out whether it may.
+    pub fn note_manifest(&self, origin: &Origin, manifest: Digest) {
+        self.inner.note_manifest(origin, manifest);
     }
 
     /// Keeps documents of the repository `origin`, and serves them to who may read it. `sample` is a
@@ -66,10 +78,15 @@ impl Inner {
     }
 
     async fn holders(&self, digest: Digest, scope: &Scope) -> Vec<wire::Peer> {
+        let found = self.found_whole(digest, scope).await;
+        found.map(|found| found.holders).unwrap_or_default()
+    }
+
+    /// Who has all of a blob whose length isn't known here.
+    async fn found_whole(&self, digest: Digest, scope: &Scope) -> Option<wire::Found> {
         let blob = BlobRef { digest, len: 0, kind: BlobKind::Blob, origins: Vec::new() };
         let task = TaskId::of(scope, &digest);
-        let found = self.ask_scheduler(task, convert::task_of(&blob, scope)).await;
-        found.map(|found| found.holders).unwrap_or_default()
+        self.ask_scheduler(task, convert::task_of(&blob, scope)).await
     }
 
     async fn get_document(

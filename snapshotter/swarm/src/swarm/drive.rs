@@ -273,6 +273,10 @@ impl Inner {
     fn blame(&self, state: &mut State, lie: &skimmer_identity::SignedValue) {
         let Some(joined) = self.joined() else { return };
         let Ok(signer) = lie.check(&joined.member.trust, super::unix_now()) else { return };
+        if signer.peer == self.me {
+            // It passed on what its origin gave it.
+            return;
+        }
         tracing::warn!(peer = %signer.peer, piece = lie.piece, "a node vouched for a wrong piece");
         let parent = Some(Peer(*signer.peer.public_key()));
         let pieces = std::iter::once(lie.piece).collect();

@@ -10,18 +10,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use skimmer_cache::{BlobRef, Origin};
-use skimmer_proto::Scope;
 use skimmer_proto::control::GrantRequest;
+use skimmer_proto::{Digest, Scope};
 use tokio::time::{Instant, timeout};
+use tonic::Code;
 
-use super::Inner;
+use super::{Inner, unix_now};
+use crate::member::Member;
 
 /// How long an answer of the origin or the control plane is kept.
 const KEPT: Duration = Duration::from_secs(600);
 /// How long a failure is.
 const KEPT_FAILURE: Duration = Duration::from_secs(5);
+/// Answers kept; those that have run out go when there are more.
+const STANDINGS: usize = 4096;
 /// The origin gets so long to say whether it serves everybody.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The control plane gets so long for a grant, which may take it a question to the registry.
+const GRANT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the origin says of this node's rights.
 #[async_trait]
@@ -29,8 +35,10 @@ pub trait Rights: Send + Sync + 'static {
     /// Whether the origin serves the blob without credentials; `None` if it doesn't answer.
     async fn is_public(&self, blob: &BlobRef) -> Option<bool>;
 
-    /// An Authorization header that the origin accepts for reading the repository.
-    async fn authorization(&self, origin: &Origin) -> Option<String>;
+    /// An Authorization header that the origin accepts for reading the repository, and `manifest`
+    /// there if it is known. A secret: it is sent to the control plane and nowhere else, not even to
+    /// a log.
+    async fn authorization(&self, origin: &Origin, manifest: Option<Digest>) -> Option<String>;
 }
 
 /// A scope, and whether this node has itself proved that it may read it.
@@ -44,6 +52,16 @@ pub struct Standing {
 pub struct Known {
     standings: Mutex<HashMap<Origin, (Standing, Instant)>>,
     grants: Mutex<HashMap<Scope, (Option<Bytes>, Instant)>>,
+    /// A manifest that this node has read in each repository: the registry can be asked for it.
+    manifests: Mutex<HashMap<Origin, Digest>>,
+}
+
+/// Why there is no grant.
+enum NoGrant {
+    /// The control plane says no.
+    Denied,
+    /// It can't be asked, or can't find out.
+    Unknown,
 }
 
 impl Inner {
@@ -73,8 +91,18 @@ impl Inner {
                 (before.unwrap_or(public), KEPT_FAILURE)
             }
         };
-        lock().insert(origin.clone(), (standing.clone(), Instant::now() + kept));
+        let mut standings = lock();
+        if standings.len() >= STANDINGS {
+            standings.retain(|_, (_, until)| *until > Instant::now());
+        }
+        standings.insert(origin.clone(), (standing.clone(), Instant::now() + kept));
         standing
+    }
+
+    /// This node has read the manifest at `origin`.
+    pub(super) fn note_manifest(&self, origin: &Origin, manifest: Digest) {
+        let mut manifests = self.known.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        manifests.insert(origin.clone(), manifest);
     }
 
     /// What other nodes had of `origin` was in `scope`: so it is read there while the origin says
@@ -96,28 +124,52 @@ impl Inner {
         }
         let (host, repository) = name.split_once('/')?;
         let origin = Origin { host: host.to_owned(), repository: repository.to_owned() };
-        let asked = timeout(PATIENCE, self.ask_grant(&origin)).await.ok().flatten();
-        let kept = if asked.is_some() { KEPT } else { KEPT_FAILURE };
-        lock().insert(scope.clone(), (asked.clone(), Instant::now() + kept));
-        asked
+        let asked = timeout(GRANT_PATIENCE, self.ask_grant(&origin)).await;
+        let (grant, kept) = match asked.unwrap_or(Err(NoGrant::Unknown)) {
+            Ok(grant) => (Some(grant), KEPT),
+            Err(NoGrant::Denied) => (None, KEPT_FAILURE),
+            Err(NoGrant::Unknown) => {
+                let before = lock().get(scope).and_then(|(grant, _)| grant.clone());
+                (before.filter(|grant| self.is_running(grant)), KEPT_FAILURE)
+            }
+        };
+        lock().insert(scope.clone(), (grant.clone(), Instant::now() + kept));
+        grant
     }
 
-    async fn ask_grant(&self, origin: &Origin) -> Option<Bytes> {
-        let joined = self.joined()?;
-        let mut manager = joined.member.manager(&self.settings.manager).await.ok()?;
-        let authorization = self.rights.authorization(origin).await.unwrap_or_default();
-        let request = GrantRequest {
+    /// By policy if that is enough; else by asking the registry with this node's own credentials.
+    async fn ask_grant(&self, origin: &Origin) -> Result<Bytes, NoGrant> {
+        let joined = self.joined().ok_or(NoGrant::Unknown)?;
+        let manager = joined.member.manager(&self.settings.manager).await;
+        let mut manager = manager.map_err(|_| NoGrant::Unknown)?;
+        let manifests = || self.known.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = manifests().get(origin).copied();
+        let mut request = GrantRequest {
             registry: origin.host.clone(),
             repository: origin.repository.clone(),
-            authorization,
-            ..GrantRequest::default()
+            manifest: manifest.map(|digest| digest.to_string()).unwrap_or_default(),
+            authorization: String::new(),
         };
-        match manager.grant(request).await {
-            Ok(answer) => Some(answer.into_inner().grant.into()),
+        let mut answer = manager.grant(request.clone()).await;
+        if answer.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied)
+            && let Some(secret) = self.rights.authorization(origin, manifest).await
+        {
+            request.authorization = secret;
+            answer = manager.grant(request).await;
+        }
+        match answer {
+            Ok(answer) => Ok(answer.into_inner().grant.into()),
             Err(status) => {
                 tracing::info!(%origin, error = status.message(), "no grant; the repository is read from the origin alone");
-                None
+                let denied = status.code() == Code::PermissionDenied;
+                Err(if denied { NoGrant::Denied } else { NoGrant::Unknown })
             }
         }
+    }
+
+    fn is_running(&self, grant: &[u8]) -> bool {
+        let Some(joined) = self.joined() else { return false };
+        let Member { trust, cluster, .. } = &joined.member;
+        trust.check_grant(cluster, grant, unix_now()).is_ok()
     }
 }

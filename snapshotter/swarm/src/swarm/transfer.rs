@@ -83,7 +83,13 @@ impl Inner {
             class,
         };
         let incoming = joined.transport.pieces(&peer, request).await;
-        let mut incoming = incoming.map_err(|error| fault(&error))?;
+        let mut incoming = incoming.map_err(|error| {
+            if is_about_rights(&error) {
+                // The grant that it was shown has ended, or it has forgotten it: it is shown again.
+                self.shown.forget(&peer);
+            }
+            fault(&error)
+        })?;
         while let Some(arrival) = incoming.next().await {
             let (piece, bytes, signed) = match arrival.map_err(|error| fault(&error))? {
                 Arrival::Piece { piece, bytes, signed } => (piece, bytes, signed),
@@ -254,6 +260,10 @@ async fn check(
         (signer.is_ok() && right).then_some(signed).ok_or(Fault::Corrupt)
     };
     spawn_blocking(job).await.unwrap_or(Err(Fault::Gone)).map(Some)
+}
+
+fn is_about_rights(error: &transport::Error) -> bool {
+    matches!(error, transport::Error::Refused { source, .. } if source.reason == Reason::Rights)
 }
 
 fn fault(error: &transport::Error) -> Fault {

@@ -28,7 +28,7 @@ impl Rights for Open {
         Some(true)
     }
 
-    async fn authorization(&self, _: &Origin) -> Option<String> {
+    async fn authorization(&self, _: &Origin, _: Option<Digest>) -> Option<String> {
         None
     }
 }

@@ -154,7 +154,7 @@ fn answer_find(holders: &Holders, node: &Arc<Inner>, message: &FromNode) {
             let peer = |id: PeerId| wire::Peer { id: id.to_bytes().to_vec(), ..Default::default() };
             let holders = peers.into_iter().map(peer).collect();
             let (task, records) = (id.as_bytes().to_vec(), Vec::new());
-            let found = ToNode::Found(wire::Found { task, records, holders });
+            let found = ToNode::Found(wire::Found { task, records, holders, len: 0 });
             node.hear(SchedulerMessage { message: Some(found) });
         }
         _ => {}
