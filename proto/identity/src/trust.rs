@@ -104,6 +104,11 @@ impl Trust {
         self.state.write().unwrap_or_else(PoisonError::into_inner).blocked.insert(peer);
     }
 
+    /// Blocks one less.
+    pub fn unblock(&self, peer: &PeerId) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).blocked.remove(peer);
+    }
+
     pub fn is_blocked(&self, peer: &PeerId) -> bool {
         self.state.read().unwrap_or_else(PoisonError::into_inner).blocked.contains(peer)
     }

@@ -14,6 +14,7 @@ mod convert;
 mod documents;
 mod drive;
 mod indexes;
+mod links;
 mod metrics;
 mod rights;
 mod serve;
@@ -118,6 +119,7 @@ struct State {
     /// To the scheduler, while there is a stream.
     outbox: Option<mpsc::Sender<NodeMessage>>,
     linked: BTreeSet<PeerId>,
+    watch: links::Watch,
     /// Blobs that turned out wrong, and until when they aren't taken.
     distrusted: HashMap<Digest, Instant>,
     /// Who vouched for pieces of a blob that turned out wrong.
@@ -160,6 +162,7 @@ impl Swarm {
             requests: HashMap::new(),
             outbox: None,
             linked: BTreeSet::new(),
+            watch: links::Watch::default(),
             distrusted: HashMap::new(),
             suspects: HashMap::new(),
             next_order: 0,

@@ -71,6 +71,9 @@ pub trait PieceTransport: Send + Sync + 'static {
 
     /// Drops the link to `peer` and accepts none from it.
     fn block(&self, peer: &PeerId);
+
+    /// Undoes [`Self::block`]; connects to nobody.
+    fn unblock(&self, peer: &PeerId);
 }
 
 /// What a node gives to others. Rights are its to check: `from` has shown a valid membership of this

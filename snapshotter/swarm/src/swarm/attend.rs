@@ -261,6 +261,7 @@ impl Inner {
             tracing::info!(%peer, "blocked");
             joined.member.trust.block(peer);
             joined.transport.block(&peer);
+            self.state().watch.note_blocked(peer);
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::rights::Standing;
 use super::tasks::{QUEUED_PIECES, Sink, Task};
-use super::{DISTRUST, Inner, Joined, Made, State, convert, serve};
+use super::{DISTRUST, Inner, Joined, Made, State, convert, serve, unix_now};
 use crate::member::Member;
 use crate::plan::{Action, Event, Fault, Peer, Report, RequestId, Shape};
 
@@ -336,29 +336,10 @@ pub async fn tick(inner: Weak<Inner>) {
         let slept = timeout(wait, strong.timer.notified()).await.is_err();
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
-            strong.look_at_links();
+            strong.look_at_links(unix_now());
         }
         if slept {
             strong.handle(Event::Tick);
-        }
-    }
-}
-
-impl Inner {
-    fn look_at_links(self: &Arc<Self>) {
-        let Some(joined) = self.joined() else { return };
-        let links = joined.transport.links();
-        let up: std::collections::BTreeSet<_> = links.iter().map(|link| link.peer).collect();
-        self.metrics.peers.set(i64::try_from(up.len()).unwrap_or(i64::MAX));
-        let mut state = self.state();
-        let before = std::mem::replace(&mut state.linked, up.clone());
-        drop(state);
-        for peer in up.difference(&before) {
-            self.handle(Event::PeerUp { peer: Peer(*peer.public_key()) });
-        }
-        for peer in before.difference(&up) {
-            self.shown.forget(peer);
-            self.handle(Event::PeerLost { peer: Peer(*peer.public_key()) });
         }
     }
 }

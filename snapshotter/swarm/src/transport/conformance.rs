@@ -260,6 +260,8 @@ async fn blocked(world: World) {
     assert!(matches!(b.connect(&a).await, Err(Error::Blocked { .. })));
     assert!(matches!(a.connect(&b).await, Err(Error::Connect { .. })));
     assert!(a.transport.links().is_empty() && b.transport.links().is_empty());
+    b.transport.unblock(&a.transport.peer());
+    b.connect(&a).await.unwrap();
 }
 
 async fn other_cluster(world: World) {

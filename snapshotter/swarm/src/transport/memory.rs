@@ -208,6 +208,10 @@ impl PieceTransport for Memory {
         lock(&self.node.blocked).insert(*peer);
         self.disconnect(peer);
     }
+
+    fn unblock(&self, peer: &PeerId) {
+        lock(&self.node.blocked).remove(peer);
+    }
 }
 
 /// The serving end of one request.

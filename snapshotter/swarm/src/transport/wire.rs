@@ -237,4 +237,9 @@ impl PieceTransport for Wire {
         self.links.with(|links| links.remove(peer));
         self.tell(Command::Block(*peer));
     }
+
+    fn unblock(&self, peer: &PeerId) {
+        self.trust.unblock(peer);
+        self.tell(Command::Unblock(*peer));
+    }
 }

@@ -39,6 +39,7 @@ pub enum Command {
     },
     Disconnect(PeerId),
     Block(PeerId),
+    Unblock(PeerId),
     /// The other end said what an inbound connection is for.
     Hello {
         connection: ConnectionId,
@@ -172,6 +173,11 @@ impl Driver {
                 }
                 self.close_all(&peer);
                 self.fail(&peer, Arc::new(io::Error::other("it was blocked")));
+            }
+            Command::Unblock(peer) => {
+                if let Some(peer) = to_libp2p(&peer) {
+                    self.swarm.behaviour_mut().blocked.unblock_peer(peer);
+                }
             }
             Command::Hello { connection, role } => {
                 let Some(known) = self.connections.get_mut(&connection) else { return };
