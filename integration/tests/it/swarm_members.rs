@@ -27,7 +27,8 @@ fn ends(fleet: &Fleet<'_>) -> anyhow::Result<Vec<(String, u64)>> {
 #[test]
 fn certificates_are_renewed_and_revoked_nodes_are_cut_off() {
     scenario("swarm-revoked", |scenario| {
-        let lifetime = Duration::from_secs(16);
+        // Links end with their certificates: half of this is to be longer than the first pull.
+        let lifetime = Duration::from_secs(20);
         let setup = Setup {
             control: control::Setup { certificate_lifetime: lifetime, ..control::Setup::default() },
             grace: Duration::ZERO,
