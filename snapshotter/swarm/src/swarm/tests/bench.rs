@@ -83,6 +83,8 @@ pub struct Bench {
     pub authority: Authority,
     pub origin: Arc<Memory>,
     pub nodes: Vec<Node>,
+    /// Nodes and scheduler give up what stalls after seconds. On a busy machine that hits others too.
+    pub hasty: bool,
     /// The test is over: who stalls may stop.
     over: Arc<AtomicBool>,
 }
@@ -97,15 +99,25 @@ impl Bench {
     pub fn new() -> Self {
         let authority = Authority::create("c", unix_now()).unwrap();
         let (network, origin) = (Network::new(), Arc::default());
-        Self { network, authority, origin, nodes: Vec::new(), over: Arc::default() }
+        let over = Arc::default();
+        Self { network, authority, origin, nodes: Vec::new(), hasty: false, over }
     }
 
     pub async fn with_nodes(count: usize) -> Self {
+        Self::new().and_nodes(count).await
+    }
+
+    pub async fn hasty(count: usize) -> Self {
         let mut bench = Self::new();
+        bench.hasty = true;
+        bench.and_nodes(count).await
+    }
+
+    async fn and_nodes(mut self, count: usize) -> Self {
         for _ in 0..count {
-            bench.add(Role::Peer).await;
+            self.add(Role::Peer).await;
         }
-        bench
+        self
     }
 
     pub async fn add(&mut self, role: Role) -> &Node {
@@ -141,11 +153,11 @@ impl Bench {
             let transport = network.join(membership.clone(), Arc::new(serve));
             Box::pin(async { Ok(Made { transport, addresses: Box::new(Vec::new) }) })
         });
-        let limits = Limits {
-            stall_first: Duration::from_secs(3),
-            stall_min: Duration::from_secs(2),
-            ..Limits::default()
-        };
+        let mut limits = Limits::default();
+        if self.hasty {
+            limits.stall_first = Duration::from_secs(3);
+            limits.stall_min = Duration::from_secs(2);
+        }
         let settings = Settings {
             manager: String::new(),
             upload: 0,

@@ -20,7 +20,7 @@ async fn gathered(bench: &Bench, led: bool) -> Option<Led> {
 
 /// A node wants what one honest and one other node have.
 async fn beside(manner: Manner, led: bool) {
-    let bench = Bench::with_nodes(3).await;
+    let bench = Bench::hasty(3).await;
     let (blob, content) = bench.blob(12 * MIB, 1);
     for node in &bench.nodes[..2] {
         bench.all_right(vec![node.pull(&blob)], &content).await;
@@ -34,7 +34,7 @@ async fn beside(manner: Manner, led: bool) {
 
 /// A node wants what nobody has but a node that is of no use, and the origin.
 async fn before_the_origin(manner: Manner, led: bool) {
-    let bench = Bench::with_nodes(2).await;
+    let bench = Bench::hasty(2).await;
     let (blob, content) = bench.blob(4 * MIB, 2);
     if manner != Manner::Boasts {
         bench.one_has(&blob, &content).await;
@@ -97,14 +97,14 @@ fn at_most(led: bool, content: &[u8]) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_of_the_nodes_are_killed() {
     for led in [true, false] {
-        killed(Bench::with_nodes(6).await, led, 3).await;
+        killed(Bench::hasty(6).await, led, 3).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_peer_is_killed() {
     for led in [true, false] {
-        let mut bench = Bench::new();
+        let mut bench = Bench::hasty(0).await;
         bench.add(Role::Seed).await;
         for _ in 0..3 {
             bench.add(Role::Peer).await;
@@ -116,7 +116,7 @@ async fn a_seed_peer_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_leaves_two_swarms_that_finish() {
     for led in [true, false] {
-        let bench = Bench::with_nodes(6).await;
+        let bench = Bench::hasty(6).await;
         let (blob, content) = bench.blob(32 * MIB, 5);
         let _led = gathered(&bench, led).await;
         let pulls = bench.nodes.iter().map(|node| node.pull(&blob)).collect();
@@ -130,7 +130,7 @@ async fn a_partition_leaves_two_swarms_that_finish() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_join_in_the_middle() {
     for led in [true, false] {
-        let mut bench = Bench::with_nodes(2).await;
+        let mut bench = Bench::hasty(2).await;
         let (blob, content) = bench.blob(48 * MIB, 6);
         let led = gathered(&bench, led).await;
         let mut pulls: Vec<_> = bench.nodes.iter().map(|node| node.pull(&blob)).collect();
@@ -151,7 +151,7 @@ async fn nodes_join_in_the_middle() {
 #[tokio::test(flavor = "multi_thread")]
 async fn links_that_break_are_made_again() {
     for led in [true, false] {
-        let bench = Bench::with_nodes(2).await;
+        let bench = Bench::hasty(2).await;
         let (blob, content) = bench.blob(12 * MIB, 7);
         bench.one_has(&blob, &content).await;
         bench.origin.down.store(true, Ordering::Relaxed);
@@ -164,7 +164,7 @@ async fn links_that_break_are_made_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_hangs_is_done_without() {
     for led in [true, false] {
-        let mut bench = Bench::with_nodes(2).await;
+        let mut bench = Bench::hasty(2).await;
         let (blob, content) = bench.blob(8 * MIB, 8);
         let led = gathered(&bench, led).await;
         bench.origin.hangs.store(true, Ordering::Relaxed);

@@ -105,9 +105,12 @@ pub async fn lead(bench: &Bench) -> Led {
     let streams = Streams::default();
     let (knows, seen) = watch::channel(Seen::default());
     let told = Arc::clone(&streams);
+    let mut limits = core::Limits::default();
+    if bench.hasty {
+        limits.patience = Duration::from_secs(5);
+    }
     let job = tokio::spawn(async move {
         let began = Instant::now();
-        let limits = core::Limits { patience: Duration::from_secs(5), ..core::Limits::default() };
         let mut scheduler = Scheduler::new(limits);
         let mut wait = Duration::from_millis(20);
         loop {
