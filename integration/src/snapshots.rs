@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
@@ -17,6 +18,9 @@ use tonic::transport::Channel;
 
 use crate::ctr::unique;
 use crate::mounts::{self, Mounted};
+
+/// How often the removal of a view is tried.
+const REMOVALS: u32 = 5;
 
 /// The service at a socket: containerd's, or a snapshotter's own.
 pub struct Snapshots {
@@ -142,7 +146,11 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         self.mounted.clear();
-        // A snapshotter that is gone has no snapshot left to remove.
-        let _ = self.snapshots.remove(&self.key);
+        for _ in 0..REMOVALS {
+            let Err(error) = self.snapshots.remove(&self.key) else { return };
+            // A snapshotter that is gone has no snapshot left to remove; a busy one may have yet.
+            println!("view {} not removed: {error:#}", self.key);
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
