@@ -144,6 +144,10 @@ impl Rights for AsRegistrySays {
     async fn authorization(&self, origin: &Origin, manifest: Option<Digest>) -> Option<String> {
         self.registry.authorization(origin, manifest.as_ref()).await
     }
+
+    fn is_claimed(&self, blob: &BlobRef) -> bool {
+        blob.origins.iter().any(Files::is_file)
+    }
 }
 
 /// Indexes by way of the swarm.

@@ -14,6 +14,7 @@ mod convert;
 mod documents;
 mod drive;
 mod indexes;
+mod kept;
 mod links;
 mod metrics;
 mod rights;

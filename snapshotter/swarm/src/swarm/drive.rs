@@ -277,10 +277,17 @@ impl Inner {
             // It passed on what its origin gave it.
             return;
         }
-        tracing::warn!(peer = %signer.peer, piece = lie.piece, "a node vouched for a wrong piece");
+        let blob = state.tasks.get(&lie.task).map(|task| &task.blob);
+        let fault = if blob.is_some_and(|blob| self.rights.is_claimed(blob)) {
+            tracing::info!(peer = %signer.peer, piece = lie.piece, "a node has another file under this digest");
+            Fault::Absent
+        } else {
+            tracing::warn!(peer = %signer.peer, piece = lie.piece, "a node vouched for a wrong piece");
+            Fault::Corrupt
+        };
         let parent = Some(Peer(*signer.peer.public_key()));
         let pieces = std::iter::once(lie.piece).collect();
-        let failed = Report::Failed { task: lie.task, pieces, parent, fault: Fault::Corrupt };
+        let failed = Report::Failed { task: lie.task, pieces, parent, fault };
         self.report(state, failed);
     }
 

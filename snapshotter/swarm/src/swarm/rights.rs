@@ -3,8 +3,6 @@
 //! A blob is public if its origin serves it to this node without credentials; otherwise it is read
 //! in its repository's scope, for which other nodes want a grant. Answers are kept per repository.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,9 +10,10 @@ use bytes::Bytes;
 use skimmer_cache::{BlobRef, Origin};
 use skimmer_proto::control::GrantRequest;
 use skimmer_proto::{Digest, Scope};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::Code;
 
+use super::kept::Kept;
 use super::{Inner, unix_now};
 use crate::member::Member;
 
@@ -22,8 +21,8 @@ use crate::member::Member;
 const KEPT: Duration = Duration::from_secs(600);
 /// How long a failure is.
 const KEPT_FAILURE: Duration = Duration::from_secs(5);
-/// Answers kept; those that have run out go when there are more.
-const STANDINGS: usize = 4096;
+/// Answers kept of each kind.
+const ANSWERS: usize = 4096;
 /// The origin gets so long to say whether it serves everybody.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The control plane gets so long for a grant, which may take it a question to the registry.
@@ -39,6 +38,10 @@ pub trait Rights: Send + Sync + 'static {
     /// there if it is known. A secret: it is sent to the control plane and nowhere else, not even to
     /// a log.
     async fn authorization(&self, origin: &Origin, manifest: Option<Digest>) -> Option<String>;
+
+    /// Whether only whoever asked says that the origin has this blob: what others took there for it
+    /// may be something else, and they no liars.
+    fn is_claimed(&self, blob: &BlobRef) -> bool;
 }
 
 /// A scope, and whether this node has itself proved that it may read it.
@@ -48,12 +51,22 @@ pub struct Standing {
     pub proved: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Known {
-    standings: Mutex<HashMap<Origin, (Standing, Instant)>>,
-    grants: Mutex<HashMap<Scope, (Option<Bytes>, Instant)>>,
+    standings: Kept<Origin, Standing>,
+    grants: Kept<Scope, Option<Bytes>>,
     /// A manifest that this node has read in each repository: the registry can be asked for it.
-    manifests: Mutex<HashMap<Origin, Digest>>,
+    manifests: Kept<Origin, Digest>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            standings: Kept::new(ANSWERS),
+            grants: Kept::new(ANSWERS),
+            manifests: Kept::new(ANSWERS),
+        }
+    }
 }
 
 /// Why there is no grant.
@@ -70,11 +83,9 @@ impl Inner {
         let Some(origin) = blob.origins.first() else {
             return Standing { scope: Scope::Public, proved: false };
         };
-        let lock = || self.known.standings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((standing, until)) = lock().get(origin)
-            && *until > Instant::now()
-        {
-            return standing.clone();
+        let known = &self.known.standings;
+        if let Some(standing) = known.fresh(origin) {
+            return standing;
         }
         let asked = timeout(PATIENCE, self.rights.is_public(blob)).await.ok().flatten();
         let (standing, kept) = match asked {
@@ -86,41 +97,34 @@ impl Inner {
             }
             None => {
                 // What it was before, if that is known; else what anybody may read.
-                let before = lock().get(origin).map(|(standing, _)| standing.clone());
                 let public = Standing { scope: Scope::Public, proved: false };
-                (before.unwrap_or(public), KEPT_FAILURE)
+                (known.last(origin).unwrap_or(public), KEPT_FAILURE)
             }
         };
-        let mut standings = lock();
-        if standings.len() >= STANDINGS {
-            standings.retain(|_, (_, until)| *until > Instant::now());
-        }
-        standings.insert(origin.clone(), (standing.clone(), Instant::now() + kept));
+        known.put(origin.clone(), standing.clone(), kept);
         standing
     }
 
     /// This node has read the manifest at `origin`.
     pub(super) fn note_manifest(&self, origin: &Origin, manifest: Digest) {
-        let mut manifests = self.known.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-        manifests.insert(origin.clone(), manifest);
+        self.known.manifests.put(origin.clone(), manifest, KEPT);
     }
 
     /// What other nodes had of `origin` was in `scope`: so it is read there while the origin says
     /// nothing.
     pub(super) fn suppose(&self, origin: &Origin, scope: &Scope) {
         let standing = Standing { scope: scope.clone(), proved: false };
-        let mut standings = self.known.standings.lock().unwrap_or_else(PoisonError::into_inner);
-        standings.entry(origin.clone()).or_insert((standing, Instant::now()));
+        if self.known.standings.last(origin).is_none() {
+            self.known.standings.put(origin.clone(), standing, Duration::ZERO);
+        }
     }
 
     /// The control plane's word that this node may read `scope`, to be shown to others.
     pub(super) async fn grant(&self, scope: &Scope) -> Option<Bytes> {
         let Scope::Repository(name) = scope else { return None };
-        let lock = || self.known.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((grant, until)) = lock().get(scope)
-            && *until > Instant::now()
-        {
-            return grant.clone();
+        let known = &self.known.grants;
+        if let Some(grant) = known.fresh(scope) {
+            return grant;
         }
         let (host, repository) = name.split_once('/')?;
         let origin = Origin { host: host.to_owned(), repository: repository.to_owned() };
@@ -129,11 +133,11 @@ impl Inner {
             Ok(grant) => (Some(grant), KEPT),
             Err(NoGrant::Denied) => (None, KEPT_FAILURE),
             Err(NoGrant::Unknown) => {
-                let before = lock().get(scope).and_then(|(grant, _)| grant.clone());
+                let before = known.last(scope).flatten();
                 (before.filter(|grant| self.is_running(grant)), KEPT_FAILURE)
             }
         };
-        lock().insert(scope.clone(), (grant.clone(), Instant::now() + kept));
+        known.put(scope.clone(), grant.clone(), kept);
         grant
     }
 
@@ -142,8 +146,7 @@ impl Inner {
         let joined = self.joined().ok_or(NoGrant::Unknown)?;
         let manager = joined.member.manager(&self.settings.manager).await;
         let mut manager = manager.map_err(|_| NoGrant::Unknown)?;
-        let manifests = || self.known.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-        let manifest = manifests().get(origin).copied();
+        let manifest = self.known.manifests.last(origin);
         let mut request = GrantRequest {
             registry: origin.host.clone(),
             repository: origin.repository.clone(),

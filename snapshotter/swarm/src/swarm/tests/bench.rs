@@ -22,6 +22,9 @@ const STUCK: Duration = Duration::from_secs(120);
 /// Everything is public.
 struct Open;
 
+/// A repository whose blobs are only said to be there.
+pub const CLAIMED: &str = "claimed";
+
 #[async_trait]
 impl Rights for Open {
     async fn is_public(&self, _: &BlobRef) -> Option<bool> {
@@ -30,6 +33,10 @@ impl Rights for Open {
 
     async fn authorization(&self, _: &Origin, _: Option<Digest>) -> Option<String> {
         None
+    }
+
+    fn is_claimed(&self, blob: &BlobRef) -> bool {
+        blob.origins.iter().any(|origin| origin.repository == CLAIMED)
     }
 }
 

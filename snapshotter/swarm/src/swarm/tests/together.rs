@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use skimmer_cache::Class;
 use skimmer_cache::source::memory::Memory;
 use skimmer_identity::Role;
+use skimmer_proto::control;
 use skimmer_proto::control::node_message::Message as FromNode;
 
 use super::super::*;
-use super::bench::{Bench, MIB, pulled, table};
+use super::bench::{Bench, CLAIMED, MIB, pulled, table};
 use super::led::lead;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,11 +109,24 @@ async fn a_scheduler_that_goes_in_the_middle_is_not_missed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_vouches_for_wrong_bytes_is_found_out_and_the_blob_comes_right() {
+    assert_eq!(told_of_wrong_bytes(None).await, Some(control::Fault::Corrupt));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_given_another_file_by_its_origin_is_no_liar() {
+    assert_eq!(told_of_wrong_bytes(Some(CLAIMED)).await, Some(control::Fault::Absent));
+}
+
+/// What the scheduler is told of a node that vouched for wrong bytes of a blob in `repository`.
+async fn told_of_wrong_bytes(repository: Option<&str>) -> Option<control::Fault> {
     let mut bench = Bench::with_nodes(1).await;
     let (liar, dir) = (Arc::new(Memory::default()), tempfile::tempdir().unwrap());
     let node = bench.open(Role::Peer, Arc::clone(&liar), dir.path().to_owned()).await;
     bench.nodes.push(node);
-    let (blob, content) = bench.blob(MIB, 5);
+    let (mut blob, content) = bench.blob(MIB, 5);
+    for origin in &mut blob.origins {
+        repository.into_iter().for_each(|name| name.clone_into(&mut origin.repository));
+    }
     liar.put(blob.digest, content.clone());
     liar.lies.store(true, Ordering::Relaxed);
     bench.link().await;
@@ -132,11 +146,14 @@ async fn a_node_that_vouches_for_wrong_bytes_is_found_out_and_the_blob_comes_rig
     victim.swarm.inner.attach(&outbox);
     held.prove(table(&content)).unwrap();
     let accused = bench.nodes[1].member.peer().to_bytes().to_vec();
-    let mut seen = false;
     while let Ok(message) = told.try_recv() {
-        seen |= matches!(message.message, Some(FromNode::Failed(f)) if f.parent == accused);
+        if let Some(FromNode::Failed(failed)) = message.message
+            && failed.parent == accused
+        {
+            return Some(failed.fault());
+        }
     }
-    assert!(seen, "its signer is reported");
+    None
 }
 
 #[tokio::test(flavor = "multi_thread")]

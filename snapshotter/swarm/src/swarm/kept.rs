@@ -1,0 +1,83 @@
+//! Answers that are kept for a while, and never more than a number of them.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// See the module. Where there are too many, those that have run out go first, then those that will next.
+#[derive(Debug)]
+pub struct Kept<K, V> {
+    most: usize,
+    answers: Mutex<HashMap<K, (V, Instant)>>,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Kept<K, V> {
+    pub fn new(most: usize) -> Self {
+        Self { most: most.max(1), answers: Mutex::default() }
+    }
+
+    /// If it hasn't run out.
+    pub fn fresh(&self, key: &K) -> Option<V> {
+        let answers = self.lock();
+        answers
+            .get(key)
+            .filter(|(_, until)| *until > Instant::now())
+            .map(|(value, _)| value.clone())
+    }
+
+    /// However old it is.
+    pub fn last(&self, key: &K) -> Option<V> {
+        self.lock().get(key).map(|(value, _)| value.clone())
+    }
+
+    pub fn put(&self, key: K, value: V, keep: Duration) {
+        let now = Instant::now();
+        let mut answers = self.lock();
+        if answers.len() >= self.most && !answers.contains_key(&key) {
+            answers.retain(|_, (_, until)| *until > now);
+            while answers.len() >= self.most {
+                let next = answers.iter().min_by_key(|(_, (_, until))| *until);
+                let Some(next) = next.map(|(key, _)| key.clone()) else { break };
+                answers.remove(&next);
+            }
+        }
+        answers.insert(key, (value, now + keep));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, (V, Instant)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn there_are_never_more_than_the_most() {
+        let kept = Kept::new(3);
+        for n in 0..100_u64 {
+            kept.put(n, n, LONG + Duration::from_secs(n));
+            assert!(kept.lock().len() <= 3);
+        }
+        assert_eq!([97, 98, 99].map(|n| kept.fresh(&n)), [97, 98, 99].map(Some));
+        kept.put(99, 7, LONG);
+        assert_eq!(kept.fresh(&99), Some(7));
+        assert_eq!(kept.lock().len(), 3, "replaced in its place");
+    }
+
+    #[test]
+    fn what_has_run_out_is_known_still_and_goes_first() {
+        let kept = Kept::new(2);
+        kept.put('a', 1, Duration::ZERO);
+        kept.put('b', 2, LONG);
+        assert_eq!((kept.fresh(&'a'), kept.last(&'a')), (None, Some(1)));
+        kept.put('c', 3, LONG);
+        assert_eq!((kept.last(&'a'), kept.fresh(&'b'), kept.fresh(&'c')), (None, Some(2), Some(3)));
+    }
+}
