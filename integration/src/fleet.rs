@@ -291,6 +291,13 @@ impl Machine {
 
     /// The sum of a metric over its labels.
     pub fn metric(&self, name: &str) -> anyhow::Result<u64> {
+        let lines = self.metric_lines(name)?;
+        let values = lines.iter().filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.parse::<u64>().context("a metric that is no number")).sum()
+    }
+
+    /// A metric with its labels, a line for each set of them.
+    pub fn metric_lines(&self, name: &str) -> anyhow::Result<Vec<String>> {
         let text = self.host.inside(|| -> anyhow::Result<String> {
             let mut stream = TcpStream::connect(METRICS).context("reach the metrics")?;
             stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -301,8 +308,7 @@ impl Machine {
         })??;
         let of_name =
             |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next());
-        values.map(|value| value.parse::<u64>().context("a metric that is no number")).sum()
+        Ok(text.lines().filter(of_name).map(str::to_owned).collect())
     }
 
     /// Bytes of pieces that it got from other nodes since it started.

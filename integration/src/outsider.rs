@@ -12,8 +12,8 @@ use skimmer_identity::{Membership, PeerId, Trust};
 use skimmer_proto::{Digest, Scope};
 use skimmer_swarm::transport::wire::{Config, Limits, Wire};
 use skimmer_swarm::transport::{
-    Arrival, Call, Class, Error, PieceReader, PieceTransport as _, Reason, Refusal, Reply, Request,
-    Serve,
+    Arrival, Call, Class, Error, Haves, PieceReader, PieceTransport as _, Reason, Refusal, Reply,
+    Request, Serve,
 };
 
 use crate::member::Member;
@@ -96,7 +96,7 @@ impl Serve for Objects {
                 Some(bytes) => Ok(Reply::Object(bytes.clone())),
                 None => Err(Refusal::new(Reason::Absent, "")),
             },
-            Call::Haves { .. } => Ok(Reply::Haves(skimmer_proto::PieceSet::new())),
+            Call::Haves { .. } => Ok(Reply::Haves(Haves::default())),
             Call::ShowGrant(_) => Ok(Reply::Done),
         }
     }

@@ -149,6 +149,7 @@ impl Check {
                     }
                 }
             }
+            Event::Reading { node, task, pieces } => self.reads(*node, *task, pieces),
             Event::Arrived { node, task, pieces } => {
                 self.drop_coming(*node, *task, pieces, None);
                 self.has(*node, *task, pieces);
@@ -184,6 +185,20 @@ impl Check {
             task.blamed.insert(node);
         }
         true
+    }
+
+    /// It reads by itself what nobody else has or reads.
+    fn reads(&mut self, node: NodeId, task: TaskId, pieces: &PieceSet) {
+        let Some(task) = self.tasks.get_mut(&task) else { return };
+        let Task { peers, leased, holders, .. } = task;
+        let taken: Vec<u32> = peers.values().flat_map(|peer| peer.coming.keys().copied()).collect();
+        let Some(peer) = peers.get_mut(&node) else { return };
+        for piece in pieces.intersection(&peer.want).iter().filter(|piece| !taken.contains(piece)) {
+            if holders[piece as usize] == 0 {
+                leased.insert(piece, node);
+                peer.coming.insert(piece, None);
+            }
+        }
     }
 
     fn peer(&mut self, node: NodeId, task: TaskId) -> Option<&mut Peer> {

@@ -76,6 +76,9 @@ pub enum Event {
         /// It may be leased pieces of the origin.
         origin: bool,
     },
+    /// The node is reading these from the origin already, which an earlier scheduler or itself decided:
+    /// what of it nobody else has or reads counts as leased to it.
+    Reading { node: NodeId, task: TaskId, pieces: PieceSet },
     /// The pieces are on the node's disk, and it serves them from now on.
     Arrived { node: NodeId, task: TaskId, pieces: PieceSet },
     /// The node could not get these pieces from there, and goes on wanting them.

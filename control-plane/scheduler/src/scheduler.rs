@@ -105,6 +105,7 @@ impl Scheduler {
             Event::Want { node, task, shape, pieces, class, origin } => {
                 self.want(node, task, shape, &pieces, class, origin);
             }
+            Event::Reading { node, task, pieces } => self.reading(node, task, &pieces),
             Event::Arrived { node, task, pieces } => self.arrived(node, task, &pieces),
             Event::Failed { node, task, pieces, parent, fault } => {
                 self.failed(node, task, &pieces, parent, fault);

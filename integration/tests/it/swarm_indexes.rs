@@ -256,3 +256,23 @@ fn find_out(fleet: &Fleet<'_>, image: &Image, reference: &str, liar: &str) -> an
         (node["revoked"] == true).then_some(())
     })
 }
+
+#[test]
+fn what_a_node_read_before_its_restart_counts_after_it() {
+    scenario("swarm-index-restart", |scenario| {
+        let mut fleet = Fleet::start(scenario, lazy())?;
+        let seed = fleet.add(&Spec { role: "seed", ..Spec::default() })?;
+        fleet.wait_attending()?;
+        let image = runnable(scenario, "restated")?;
+        let reference = fleet.registry.add(&image)?;
+        fleet.machines[seed].build(&reference)?.wait(LIMIT)?;
+        wait_records(&fleet, &image, 1)?;
+        // Nobody remembers but its disk.
+        fleet.machines[seed].skimmerd.terminate()?;
+        fleet.control.terminate()?;
+        fleet.control.run()?;
+        fleet.machines[seed].skimmerd.run()?;
+        fleet.wait_attending()?;
+        wait_records(&fleet, &image, 1)
+    });
+}

@@ -50,6 +50,7 @@ pub fn prepare(
         download: 0,
         grace: config.identity.grace,
         limits: plan::Limits::default(),
+        book: Some(directory.join("peers")),
     };
     let anonymous = Registry::new(skimmer_registry::Config {
         config_path: Some(config.registry.config_path.clone()),
@@ -89,11 +90,13 @@ impl Prepared {
         tokio::spawn(member::stay(settings, key, members));
         swarm.start(cache, receiver);
         layers.share_indexes(Arc::new(Shared { swarm: swarm.clone() }));
-        let (runtime, layers) = (tokio::runtime::Handle::current(), layers.clone());
+        let (runtime, purged) = (tokio::runtime::Handle::current(), layers.clone());
         swarm.on_purge(Box::new(move |blob: Digest, table: Digest| {
-            let layers = layers.clone();
+            let layers = purged.clone();
             runtime.spawn(async move { layers.disown(blob, table).await });
         }));
+        let layers = layers.clone();
+        swarm.prove_by(Box::new(move |blob: Digest| layers.proved_table(blob)));
         swarm
     }
 }

@@ -30,6 +30,13 @@ impl Layers {
         let _ = self.shared().indexes.set(indexes);
     }
 
+    /// The piece table of a layer that this node has read and checked from end to end. Blocks.
+    pub fn proved_table(&self, blob: Digest) -> Option<PieceTable> {
+        let shared = self.shared();
+        let proved = shared.is_proved(blob).ok()?;
+        shared.cache.layer(blob).ok().filter(|_| proved)?.table().ok()?
+    }
+
     /// An index has turned out to be a lie elsewhere: layers that rest on it fail, unless they were
     /// proved here. `table` is the digest of its piece table.
     pub async fn disown(&self, blob: Digest, table: Digest) {

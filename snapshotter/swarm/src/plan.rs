@@ -20,6 +20,7 @@ mod choose;
 mod download;
 mod event;
 mod links;
+mod report;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,9 +141,20 @@ impl Planner {
             Event::Has { task, peer, pieces, active } => {
                 if let Some(download) = self.downloads.get_mut(&task) {
                     let holder = download.has(now, peer, &pieces);
+                    (holder.awaited, holder.answered) = (None, Some(now));
                     if active && !holder.active {
                         (holder.active, holder.grew) = (true, now);
                     }
+                }
+            }
+            Event::Coming { task, peer, pieces } => {
+                if let Some(download) = self.downloads.get_mut(&task) {
+                    download.holders.entry(peer).or_default().coming = pieces;
+                }
+            }
+            Event::Met { peer } => {
+                if self.links.len() < LINKS {
+                    self.links.entry(peer).or_default();
                 }
             }
             Event::Received { request, piece } => self.received(now, request, piece, actions),
@@ -266,7 +278,7 @@ impl Planner {
                 let times = if class == Class::Fault { &mut self.faults } else { &mut self.bulk };
                 times.add(took);
             }
-            None => self.origin_failures = 0,
+            None => self.origin_is_back(now),
         }
         let Some(download) = self.downloads.get_mut(&task) else { return };
         download.heard = now;
@@ -439,54 +451,6 @@ impl Planner {
             actions.push(Action::Abandon { request });
             self.ended(now, request, fault, actions);
         }
-    }
-
-    /// A scheduler that knows nothing of this node.
-    fn introduce(&mut self, actions: &mut Vec<Action>) {
-        self.scheduler = true;
-        for (task, download) in &mut self.downloads {
-            // It deals the cards anew; what is in flight stays.
-            download.leased = PieceSet::new();
-            download.assigned.clear();
-            download.neighbours = None;
-            let (shape, origin) = (download.shape, download.origin);
-            for (class, pieces) in Class::ALL.into_iter().zip(download.wanted()) {
-                if !pieces.is_empty() {
-                    let want = Report::Want { task: *task, shape, pieces, class, origin };
-                    actions.push(Action::Report(want));
-                }
-            }
-        }
-    }
-
-    fn report_failure(
-        &self,
-        task: TaskId,
-        pieces: PieceSet,
-        parent: Option<Peer>,
-        fault: Fault,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.scheduler && !pieces.is_empty() {
-            let failed = Report::Failed { task, pieces, parent, fault };
-            actions.push(Action::Report(failed));
-        }
-    }
-
-    /// Reports what has been on disk for long enough, and forgets what is over.
-    fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let (scheduler, batch) = (self.scheduler, self.limits.batch);
-        self.downloads.retain(|task, download| {
-            let due = download.stored_since + batch <= now;
-            if !download.stored.is_empty() && (due || !scheduler) {
-                let pieces = std::mem::take(&mut download.stored);
-                if scheduler {
-                    let arrived = Report::Arrived { task: *task, pieces };
-                    actions.push(Action::Report(arrived));
-                }
-            }
-            !download.is_over()
-        });
     }
 }
 

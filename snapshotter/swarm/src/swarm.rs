@@ -10,6 +10,7 @@
 //! - Without a membership the swarm takes no blob, and the node works as if it were alone.
 
 mod attend;
+mod book;
 mod convert;
 mod documents;
 mod drive;
@@ -23,6 +24,7 @@ mod tasks;
 mod transfer;
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -45,7 +47,7 @@ pub use self::rights::Rights;
 use self::metrics::Metrics;
 use self::tasks::Task;
 use crate::member::{self, Member};
-use crate::plan::{Limits, Peer, Planner, RequestId};
+use crate::plan::{Event, Limits, Peer, Planner, RequestId};
 use crate::transport::{Link, PieceTransport, Serve};
 
 /// How long a blob whose whole was wrong is had from the origin alone.
@@ -76,6 +78,8 @@ pub struct Settings {
     pub download: u64,
     pub grace: Duration,
     pub limits: Limits,
+    /// Where the peers that it knows are kept over a restart.
+    pub book: Option<PathBuf>,
 }
 
 /// Cheap to clone; all clones are one node.
@@ -97,8 +101,7 @@ pub(crate) struct Inner {
     joined: RwLock<Option<Arc<Joined>>>,
     cache: OnceLock<WeakCache>,
     state: Mutex<State>,
-    /// Where peers listen.
-    book: Mutex<HashMap<PeerId, Vec<String>>>,
+    book: book::Book,
     known: rights::Known,
     /// Grants that peers have shown, and those that were shown to them.
     shown: serve::Shown,
@@ -156,8 +159,15 @@ impl Swarm {
     ) -> Self {
         let peer = Peer(*me.public_key());
         let seed = peer.0.iter().fold(7, |hash: u64, byte| hash.rotate_left(9) ^ u64::from(*byte));
+        let book = book::Book::open(settings.book.clone());
+        let mut planner = Planner::new(peer, seed, settings.limits.clone());
+        for peer in book.take_new() {
+            let met = Event::Met { peer: Peer(*peer.public_key()) };
+            // Nothing is wanted yet, so nothing is to be done.
+            let _ = planner.apply(Duration::ZERO, met);
+        }
         let state = State {
-            planner: Planner::new(peer, seed, settings.limits.clone()),
+            planner,
             tasks: HashMap::new(),
             of_blob: HashMap::new(),
             requests: HashMap::new(),
@@ -181,7 +191,7 @@ impl Swarm {
             joined: RwLock::default(),
             cache: OnceLock::new(),
             state: Mutex::new(state),
-            book: Mutex::default(),
+            book,
             known: rights::Known::default(),
             shown: serve::Shown::default(),
             indexes: indexes::Found::default(),
@@ -279,15 +289,13 @@ impl Inner {
 
     /// Where a peer listens, by the latest word.
     fn addresses(&self, peer: &PeerId) -> Vec<String> {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        book.get(peer).cloned().unwrap_or_default()
+        self.book.addresses(peer)
     }
 
     fn meet(&self, peer: &skimmer_proto::control::Peer) -> Option<PeerId> {
         let id = PeerId::from_bytes(&peer.id).ok()?;
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        if !peer.addresses.is_empty() {
-            book.insert(id, peer.addresses.clone());
+        if id != self.me {
+            self.book.note(id, peer.addresses.clone());
         }
         Some(id)
     }

@@ -193,13 +193,21 @@ impl std::fmt::Debug for Incoming {
 /// A small question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// "I have exactly these pieces of the task. You?" Answered by [`Reply::Haves`]; who doesn't
-    /// know the task has nothing of it.
-    Haves { task: TaskId, pieces: PieceSet },
+    /// "I have exactly these pieces of the task, and am getting those. You?" Answered by
+    /// [`Reply::Haves`]; who doesn't know the task has nothing of it.
+    Haves { task: TaskId, haves: Haves },
     /// Answered by [`Reply::Object`].
     Get { scope: Scope, blob: Digest, kind: Kind, object: Digest },
     /// An encoded grant, before the first request that needs it. Answered by [`Reply::Done`].
     ShowGrant(Bytes),
+}
+
+/// What a node has of a task, by its own account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Haves {
+    pub pieces: PieceSet,
+    /// Not here yet, but on their way from the origin to this node: nobody else need read them there.
+    pub coming: PieceSet,
 }
 
 /// What an object is to its blob.
@@ -213,7 +221,7 @@ pub enum Kind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    Haves(PieceSet),
+    Haves(Haves),
     /// At most [`MAX_OBJECT`] bytes.
     Object(Bytes),
     Done,

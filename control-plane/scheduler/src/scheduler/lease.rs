@@ -3,10 +3,10 @@
 //! Successive pieces go to different nodes, so that each can pass on its own. How many leases are out at a time follows the origin:
 //! more while the time per piece stays as short as it was at best.
 
-use skimmer_proto::PieceSet;
+use skimmer_proto::{PieceSet, TaskId};
 
 use super::Scheduler;
-use crate::event::{Action, Class, Reason};
+use crate::event::{Action, Class, NodeId, Reason};
 use crate::fetch::{Fetch, MAX_RUN};
 use crate::task::Task;
 use crate::view::What;
@@ -105,10 +105,9 @@ impl Scheduler {
     }
 
     fn lease(&mut self, task: u32, slot: u32, first: u32) {
-        let (now, lead) = (self.now, self.lead);
-        let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
+        let Some(of) = self.task(task) else { return };
         let Some(peer) = of.peer(slot) else { return };
-        let (node, id, zone) = (peer.node, peer.id, peer.zone);
+        let id = peer.id;
         let alone = ALONE_BYTES / of.shape.piece_len.max(1);
         let most = if of.wanting <= 2 {
             of.run.max(u32::try_from(alone).unwrap_or(MAX_RUN).clamp(1, MAX_RUN))
@@ -125,32 +124,64 @@ impl Scheduler {
         while len < most && first + len < of.shape.pieces && fits(first + len) {
             len += 1;
         }
-        let bytes = u64::from(len) * of.shape.piece_len;
-        let mut fetch = Fetch::new(None, first, len, bytes, now);
-        fetch.due = now + lead;
-        fetch.urgent = urgent;
-        let pieces = fetch.set();
-        for piece in pieces.iter() {
-            of.begin(slot, zone, piece);
-        }
-        let lost = of.lost.intersects(&pieces);
-        of.lost.remove_all(&pieces);
-        of.leases += 1;
-        if let Some(peer) = of.peer_mut(slot) {
-            peer.leases += 1;
-            peer.fetches.push(fetch);
-        }
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.leases += 1;
-        }
+        let lost = of.lost.intersects(&std::iter::once(first..first + len).collect());
+        let Some(pieces) = self.begin_lease(task, slot, first, len, urgent) else { return };
         let reason = match (lost, urgent) {
             (true, _) => Reason::LeaseLost,
             (false, true) => Reason::ReaderWaits,
             (false, false) => Reason::NobodyHasIt,
         };
-        let task_id = of.id;
+        let Some(task_id) = self.task(task).map(|of| of.id) else { return };
         self.note(task, id, What::Leased { first, pieces: len }, reason);
         self.actions.push(Action::Lease { node: id, task: task_id, pieces, reason });
+    }
+
+    /// A run of pieces is on its way from the origin to a peer that lacks them.
+    fn begin_lease(
+        &mut self,
+        task: u32,
+        slot: u32,
+        first: u32,
+        len: u32,
+        urgent: bool,
+    ) -> Option<PieceSet> {
+        let (now, lead) = (self.now, self.lead);
+        let of = self.task_mut(task)?;
+        let bytes = u64::from(len) * of.shape.piece_len;
+        let mut fetch = Fetch::new(None, first, len, bytes, now);
+        fetch.due = now + lead;
+        fetch.urgent = urgent;
+        let pieces = fetch.set();
+        let peer = of.peer_mut(slot)?;
+        let (node, zone) = (peer.node, peer.zone);
+        peer.leases += 1;
+        peer.fetches.push(fetch);
+        for piece in pieces.iter() {
+            of.begin(slot, zone, piece);
+        }
+        of.lost.remove_all(&pieces);
+        of.leases += 1;
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.leases += 1;
+        }
+        Some(pieces)
+    }
+
+    /// What a node reads from the origin without a lease of this scheduler's counts as one.
+    pub(super) fn reading(&mut self, id: NodeId, task: TaskId, pieces: &PieceSet) {
+        let Some((task, slot)) = self.find(id, task) else { return };
+        let Some(of) = self.task(task).filter(|of| of.active) else { return };
+        let Some(peer) = of.peer(slot) else { return };
+        let free = pieces.intersection(&peer.lack).intersection(&of.orphans);
+        let runs: Vec<_> = free.runs().collect();
+        for run in runs {
+            for first in run.clone().step_by(MAX_RUN as usize) {
+                let len = (run.end - first).min(MAX_RUN);
+                // Nobody was told to.
+                let _ = self.begin_lease(task, slot, first, len, false);
+            }
+        }
+        self.after(task, slot);
     }
 
     /// A lease is over; if `whole`, all of it arrived.

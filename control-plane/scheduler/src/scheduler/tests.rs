@@ -211,6 +211,26 @@ fn tasks_share_their_nodes_and_are_forgotten_one_by_one() {
 }
 
 #[test]
+fn what_a_node_reads_already_is_leased_to_nobody() {
+    // A new scheduler, which grants nothing yet.
+    let mut b = Bench::with(Limits::default());
+    b.join(1);
+    b.join(2);
+    let (node, task, pieces) = (NodeId(1), task(1), set(0..4));
+    let before = [b.want(1, 1), b.apply(Event::Reading { node, task, pieces }), b.want(2, 1)];
+    assert_eq!(before.map(|actions| leased(&actions)), [0, 0, 0]);
+    let granted = b.pass(Duration::from_secs(1));
+    assert_eq!(leased(&granted), 4, "the others: {granted:?}");
+    for action in granted {
+        if let Action::Lease { pieces, .. } = action {
+            assert!(!pieces.intersects(&set(0..4)), "{pieces:?}");
+        }
+    }
+    b.apply(Event::Arrived { node, task, pieces: set(0..4) });
+    b.finish();
+}
+
+#[test]
 fn at_rest_nothing_is_due() {
     let mut b = Bench::settled();
     b.join(1);

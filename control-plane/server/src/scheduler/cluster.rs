@@ -224,6 +224,7 @@ impl Owner {
                     self.apply(Event::Want { node, task, shape, pieces, class, origin });
                 }
             }
+            Message::Reading { task, pieces } => self.apply(Event::Reading { node, task, pieces }),
             Message::Arrived { task, pieces } => self.apply(Event::Arrived { node, task, pieces }),
             Message::Failed { task, pieces, parent, fault, detail } => {
                 let name = self.roster.name(node);

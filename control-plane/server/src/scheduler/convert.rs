@@ -40,6 +40,7 @@ pub enum Message {
     Announce { task: Task, pieces: PieceSet },
     Announced,
     Want { task: Task, pieces: PieceSet, class: Class, origin: bool },
+    Reading { task: TaskId, pieces: PieceSet },
     Arrived { task: TaskId, pieces: PieceSet },
     Failed { task: TaskId, pieces: PieceSet, parent: Option<PeerId>, fault: Fault, detail: String },
     Withdraw { task: TaskId },
@@ -108,6 +109,7 @@ pub fn task_of(message: &NodeMessage) -> Result<Option<TaskId>, Error> {
         Wire::Want(said) => described(&said.task),
         Wire::Publish(said) => described(&said.task),
         Wire::Find(said) => described(&said.task),
+        Wire::Reading(said) => task_id(&said.task).map(Some),
         Wire::Arrived(said) => task_id(&said.task).map(Some),
         Wire::Failed(said) => task_id(&said.task).map(Some),
         Wire::Withdraw(said) => task_id(&said.task).map(Some),
@@ -128,6 +130,9 @@ pub fn message(message: NodeMessage) -> Result<Message, Error> {
             let task = task(said.task)?;
             let pieces = pieces_of(&task, said.pieces)?;
             Message::Want { task, pieces, class, origin: said.origin }
+        }
+        Wire::Reading(said) => {
+            Message::Reading { task: task_id(&said.task)?, pieces: pieces(said.pieces)? }
         }
         Wire::Arrived(said) => {
             Message::Arrived { task: task_id(&said.task)?, pieces: pieces(said.pieces)? }

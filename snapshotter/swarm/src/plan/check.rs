@@ -136,6 +136,8 @@ impl Check {
             Event::SchedulerDown => self.scheduler = false,
             Event::Neighbours { .. }
             | Event::Has { .. }
+            | Event::Coming { .. }
+            | Event::Met { .. }
             | Event::PeerUp { .. }
             | Event::PeerLost { .. }
             | Event::Tick => {}

@@ -239,6 +239,7 @@ impl Planner {
             if due && holder.pieces.len() < pieces {
                 holder.asked_first.get_or_insert(now);
                 holder.asked_last = Some(now);
+                holder.awaited.get_or_insert(now);
                 actions.push(Action::Probe { task, peer });
             }
         }
@@ -247,6 +248,9 @@ impl Planner {
     /// Without a scheduler: pieces that no peer has are read from the origin by their stripe's owner.
     fn fill_unled(&mut self, now: Now, task: TaskId, class: Class, actions: &mut Vec<Action>) {
         let Some(download) = self.downloads.get(&task) else { return };
+        if self.is_answer_due(now, download, class) {
+            return;
+        }
         let mut owners = vec![self.me];
         for (peer, holder) in &download.holders {
             let fresh = holder.grew + self.limits.owner_progress > now;
@@ -272,6 +276,59 @@ impl Planner {
         self.fill_origin(now, task, class, why, is_mine, actions);
     }
 
+    /// Whether what peers have is not known yet: before that the origin isn't read without a lease,
+    /// as they may have what was fetched already.
+    fn is_answer_due(&self, now: Now, download: &Download, class: Class) -> bool {
+        let patience = match class {
+            Class::Fault => self.limits.fault_patience,
+            _ => self.limits.owner_answer,
+        };
+        download.holders.iter().any(|(peer, holder)| {
+            let awaited = holder.awaited.is_some_and(|since| since + patience > now);
+            let stale = holder.answered.is_none_or(|at| at + self.limits.probe * 2 < now);
+            awaited && stale && !download.is_banned(peer, now)
+        })
+    }
+
+    /// What of the task this node is getting from the origin, or has got and is writing.
+    pub fn coming(&self, task: &TaskId) -> PieceSet {
+        let of_task = |request: &&Request| request.peer.is_none() && request.task == *task;
+        let mut coming = PieceSet::new();
+        for request in self.requests.values().filter(of_task) {
+            coming.insert_all(&request.left);
+        }
+        if let Some(download) = self.downloads.get(task) {
+            coming.insert_all(&download.leased.intersection(&download.all_waiting()));
+            download.landed.keys().for_each(|piece| _ = coming.insert(*piece));
+        }
+        coming
+    }
+
+    /// What other nodes are getting from the origin, as long as they get on with it.
+    fn coming_to_others(&self, now: Now, download: &Download) -> PieceSet {
+        let mut coming = PieceSet::new();
+        for (peer, holder) in &download.holders {
+            let since = holder.grew.max(holder.asked_first.unwrap_or(Now::ZERO));
+            let lively = since + self.limits.owner_progress > now;
+            if lively && self.links.get(peer).is_some_and(|link| link.up) {
+                coming.insert_all(&holder.coming);
+            }
+        }
+        coming
+    }
+
+    /// Whoever was lost when the origin was may be there again too, with what this node lacks.
+    pub(super) fn origin_is_back(&mut self, now: Now) {
+        if std::mem::take(&mut self.origin_failures) == 0 {
+            return;
+        }
+        let away = self.links.iter_mut().filter(|(_, link)| !link.up);
+        away.for_each(|(_, link)| link.not_before = link.not_before.min(now));
+        for holder in self.downloads.values_mut().flat_map(|d| d.holders.values_mut()) {
+            (holder.awaited, holder.asked_last) = (None, None);
+        }
+    }
+
     /// Reads waiting pieces from the origin that no peer that serves well is known to have.
     fn fill_origin(
         &mut self,
@@ -287,7 +344,15 @@ impl Planner {
             let mut peers = self.choosable(now, download, true);
             peers.retain(|peer| !self.is_penalised(now, peer));
             let nobody = |piece: &u32| !peers.iter().any(|peer| has(download, peer, *piece));
-            let ready: PieceSet = waiting.filter(|p| is_mine(*p)).filter(nobody).collect();
+            let mut ready: PieceSet = waiting.filter(|p| is_mine(*p)).filter(nobody).collect();
+            if class != Class::Fault {
+                ready.remove_all(&self.coming_to_others(now, download));
+            }
+            if class != Class::Fault && self.origin_failures > 0 {
+                // One that has failed is tried with one piece.
+                let busy = self.requests.values().any(|request| request.peer.is_none());
+                ready = ready.iter().take(usize::from(!busy)).collect();
+            }
             let Some(run) = self.origin_run(now, download, &ready, class) else { return };
             self.read_origin(now, task, run, class, why, actions);
         }

@@ -52,6 +52,11 @@ pub struct Holder {
     /// When it was first and last asked what it has.
     pub asked_first: Option<Now>,
     pub asked_last: Option<Now>,
+    /// Since when an answer of it is awaited, and when it last gave one.
+    pub awaited: Option<Now>,
+    pub answered: Option<Now>,
+    /// On their way to it from the origin.
+    pub coming: PieceSet,
     /// When its map last grew, or it first said that it is active.
     pub grew: Now,
     /// What it was asked for and didn't have, whatever it says, and until when that is believed.
@@ -209,6 +214,7 @@ impl Download {
             holder.absent = PieceSet::new();
         }
         let pieces = pieces.difference(&holder.absent);
+        holder.coming.remove_all(&pieces);
         if !holder.pieces.contains_all(&pieces) {
             holder.pieces.insert_all(&pieces);
             holder.grew = now;

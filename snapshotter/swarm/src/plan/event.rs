@@ -60,7 +60,7 @@ pub struct Limits {
     /// The same for everything else, if nothing at all has come meanwhile.
     pub patience: Duration,
     /// Without a scheduler: how long a peer is believed to be fetching its stripes before it
-    /// has said so.
+    /// has said so, and how long its answer is waited for before the origin is read.
     pub owner_answer: Duration,
     /// Without a scheduler: how long a peer that is fetching may show nothing new.
     pub owner_progress: Duration,
@@ -153,6 +153,17 @@ pub enum Event {
         /// It is fetching the blob, as its own question shows.
         active: bool,
     },
+    /// These are on their way from the origin to the peer, by its own account; replaces what it said
+    /// before. Goes before the [`Event::Has`] of the same message.
+    Coming {
+        task: TaskId,
+        peer: Peer,
+        pieces: PieceSet,
+    },
+    /// Where a peer listens has become known.
+    Met {
+        peer: Peer,
+    },
     /// A piece came whole, and isn't known to be wrong.
     Received {
         request: RequestId,
@@ -213,6 +224,11 @@ pub enum Report {
         pieces: PieceSet,
         class: Class,
         origin: bool,
+    },
+    /// Wanted, and on their way from the origin already.
+    Reading {
+        task: TaskId,
+        pieces: PieceSet,
     },
     Arrived {
         task: TaskId,

@@ -123,14 +123,15 @@ pub(super) async fn announce_all(inner: Arc<Inner>, outbox: mpsc::Sender<NodeMes
     };
     for digest in digests {
         inner.recall(digest).await;
-        let messages: Vec<_> = {
+        let messages: Vec<NodeMessage> = {
             let state = inner.state();
             let ids = state.of_blob.get(&digest).into_iter().flatten();
             let tasks = ids.filter_map(|id| state.tasks.get(id));
             let served = tasks.filter(|task| task.proved && !task.have.is_empty());
             served.map(|task| convert::announce(task, &task.have)).collect()
         };
-        for message in messages {
+        let index = if messages.is_empty() { None } else { inner.restate_index(digest).await };
+        for message in messages.into_iter().chain(index) {
             if outbox.send(message).await.is_err() {
                 return;
             }

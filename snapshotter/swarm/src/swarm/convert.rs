@@ -7,7 +7,7 @@ use skimmer_identity::PeerId;
 use skimmer_proto::control as wire;
 use skimmer_proto::control::node_message::Message;
 use skimmer_proto::control::{
-    Announce, Announced, Arrived, Failed, Hello, NodeMessage, Pieces, Want, Withdraw,
+    Announce, Announced, Arrived, Failed, Hello, NodeMessage, Pieces, Reading, Want, Withdraw,
 };
 use skimmer_proto::{PieceSet, Reference, Scope, TaskId};
 
@@ -50,6 +50,9 @@ pub fn report(tasks: &HashMap<TaskId, Task>, report: Report) -> Option<NodeMessa
             .into(),
             origin,
         }),
+        Report::Reading { task, pieces } => {
+            Message::Reading(Reading { task: bytes(&task), pieces: Some(runs(&pieces)) })
+        }
         Report::Arrived { task, pieces } => {
             Message::Arrived(Arrived { task: bytes(&task), pieces: Some(runs(&pieces)) })
         }

@@ -17,9 +17,12 @@ use super::tasks::{QUEUED_PIECES, Sink, Task};
 use super::{DISTRUST, Inner, Joined, Made, State, convert, serve, unix_now};
 use crate::member::Member;
 use crate::plan::{Action, Event, Fault, Peer, Report, RequestId, Shape};
+use crate::transport::{Call, Haves, Reply};
 
 /// Links are looked at this often.
 const LOOK: Duration = Duration::from_millis(250);
+/// And the book of peers is saved this often, if it has changed.
+const SAVE: Duration = Duration::from_secs(5);
 
 /// Opens the stream of an order.
 pub async fn order(inner: &Arc<Inner>, order: Order) -> Result<PieceStream, FetchError> {
@@ -334,7 +337,7 @@ pub const fn shape(geometry: Geometry) -> Shape {
 
 /// The planner's alarm clock, and the watch on links.
 pub async fn tick(inner: Weak<Inner>) {
-    let mut looked = Instant::now();
+    let (mut looked, mut saved) = (Instant::now(), Instant::now());
     loop {
         let Some(strong) = inner.upgrade() else { return };
         let now = strong.now();
@@ -344,6 +347,14 @@ pub async fn tick(inner: Weak<Inner>) {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             strong.look_at_links(unix_now());
+            for peer in strong.book.take_new() {
+                strong.handle(Event::Met { peer: Peer(*peer.public_key()) });
+            }
+            if saved.elapsed() >= SAVE {
+                saved = Instant::now();
+                let inner = Arc::clone(&strong);
+                strong.runtime.spawn_blocking(move || inner.book.save());
+            }
         }
         if slept {
             strong.handle(Event::Tick);
@@ -402,12 +413,32 @@ impl Inner {
             self.handle(Event::PeerLost { peer: Peer(*peer.public_key()) });
             return;
         }
-        let have = self.state().tasks.get(&task).map(|task| task.have.clone()).unwrap_or_default();
-        let call = crate::transport::Call::Haves { task, pieces: have };
-        if let Ok(crate::transport::Reply::Haves(pieces)) = joined.transport.call(&peer, call).await
-        {
-            let peer = Peer(*peer.public_key());
-            self.handle(Event::Has { task, peer, pieces, active: false });
+        if !self.state().linked.contains(&peer) {
+            self.look_at_links(unix_now());
         }
+        let call = Call::Haves { task, haves: self.haves(&task) };
+        if let Ok(Reply::Haves(haves)) = joined.transport.call(&peer, call).await {
+            self.hear_haves(task, Peer(*peer.public_key()), haves, false);
+        }
+    }
+
+    /// What this node tells others that it has.
+    pub(super) fn haves(&self, task: &TaskId) -> Haves {
+        let state = self.state();
+        let pieces = state.tasks.get(task).map(|task| task.have.clone()).unwrap_or_default();
+        Haves { pieces, coming: state.planner.coming(task) }
+    }
+
+    /// What another one says; `active` if it is fetching, as its question shows.
+    pub(super) fn hear_haves(
+        self: &Arc<Self>,
+        task: TaskId,
+        peer: Peer,
+        haves: Haves,
+        active: bool,
+    ) {
+        let Haves { pieces, coming } = haves;
+        self.handle(Event::Coming { task, peer, pieces: coming });
+        self.handle(Event::Has { task, peer, pieces, active });
     }
 }

@@ -13,10 +13,11 @@ use skimmer_proto::control::node_message::Message;
 use skimmer_proto::control::{self as wire, NodeMessage};
 use skimmer_proto::{Digest, PieceTable, Scope, TaskId};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::rights::Standing;
-use super::{Inner, Swarm, convert, unix_now};
+use super::{Inner, Joined, Swarm, convert, unix_now};
 use crate::transport::{Call, Kind, Reply};
 
 /// The scheduler and the holders get so long, together, before a layer is pulled through instead.
@@ -33,6 +34,9 @@ const LIES: usize = 1024;
 /// Called with a blob and its table's digest when both have been found to be lies.
 pub type OnPurge = Box<dyn Fn(Digest, Digest) + Send + Sync>;
 
+/// The table of a blob that this node has itself read and checked from end to end. Blocks.
+pub type Prove = Box<dyn Fn(Digest) -> Option<PieceTable> + Send + Sync>;
+
 /// What was asked of the scheduler, and what was said to it.
 #[derive(Default)]
 pub struct Found {
@@ -44,6 +48,7 @@ pub struct Found {
     /// Tables that this node has found to be wrong, the first found first.
     lies: Mutex<VecDeque<Digest>>,
     on_purge: OnceLock<OnPurge>,
+    prove_by: OnceLock<Prove>,
 }
 
 /// A table and an index that belong together.
@@ -84,17 +89,16 @@ impl Swarm {
         let inner = &self.inner;
         let Some(joined) = inner.joined() else { return };
         let Standing { scope, proved } = inner.standing(blob).await;
-        if !proved {
-            return;
+        if proved {
+            let record = inner.state_index(&joined, blob, &scope, table);
+            inner.tell(record);
         }
-        let credentials = &joined.member.credentials;
-        let digest = Digest::of(&table.encode());
-        let certificate = credentials.certificate();
-        let record = statement::sign_index(credentials.key(), &certificate, &blob.digest, &digest);
-        let task = convert::task_of(blob, &scope);
-        let kept = (task.clone(), record.clone());
-        lock(&inner.indexes.published).insert(blob.digest, kept);
-        inner.tell(publish(task, record));
+    }
+
+    /// By what this node knows, after a restart, what it had read before. Set once.
+    pub fn prove_by(&self, prove: Prove) {
+        // The first one stays.
+        let _ = self.inner.indexes.prove_by.set(prove);
     }
 
     /// What the swarm said of the blob has turned out wrong.
@@ -133,6 +137,42 @@ impl Swarm {
 impl Inner {
     pub(super) fn tell(&self, message: NodeMessage) {
         self.state().tell(message);
+    }
+
+    /// This node's word for a table, which it gives again to each scheduler.
+    fn state_index(
+        &self,
+        joined: &Joined,
+        blob: &BlobRef,
+        scope: &Scope,
+        table: &PieceTable,
+    ) -> NodeMessage {
+        let credentials = &joined.member.credentials;
+        let digest = Digest::of(&table.encode());
+        let certificate = credentials.certificate();
+        let record = statement::sign_index(credentials.key(), &certificate, &blob.digest, &digest);
+        let task = convert::task_of(blob, scope);
+        let kept = (task.clone(), record.clone());
+        lock(&self.indexes.published).insert(blob.digest, kept);
+        publish(task, record)
+    }
+
+    /// What this node read before it was started, if it hasn't said so yet.
+    pub(super) async fn restate_index(self: &Arc<Self>, digest: Digest) -> Option<NodeMessage> {
+        if lock(&self.indexes.published).contains_key(&digest) {
+            return None;
+        }
+        let of_task = |state: &super::State| {
+            let ids = state.of_blob.get(&digest)?;
+            let task = ids.iter().filter_map(|id| state.tasks.get(id)).find(|task| task.proved)?;
+            Some((task.blob.clone(), task.scope.clone()))
+        };
+        let (blob, scope) = of_task(&self.state())?;
+        let joined = self.joined()?;
+        let this = Arc::clone(self);
+        let prove = move || this.indexes.prove_by.get().and_then(|prove| prove(digest));
+        let table = spawn_blocking(prove).await.ok().flatten()?;
+        Some(self.state_index(&joined, &blob, &scope, &table))
     }
 
     /// A new stream: what this node vouches for is said again, what it waits for asked again.

@@ -14,7 +14,7 @@ use skimmer_proto::{Digest, PieceTable, Scope, TaskId};
 use tokio::task::spawn_blocking;
 
 use super::{Inner, unix_now};
-use crate::plan::{Event, Peer};
+use crate::plan::Peer;
 use crate::transport::{Call, Held, Kind, PieceReader, Reason, Refusal, Reply, Request, Serve};
 
 /// Grants remembered, over all peers.
@@ -100,12 +100,10 @@ impl Serve for Server {
     async fn call(&self, from: &Membership, call: Call) -> Result<Reply, Refusal> {
         let inner = self.inner()?;
         match call {
-            Call::Haves { task, pieces } => {
+            Call::Haves { task, haves } => {
                 let peer = Peer(*from.peer.public_key());
-                inner.handle(Event::Has { task, peer, pieces, active: true });
-                let state = inner.state();
-                let known = state.tasks.get(&task);
-                Ok(Reply::Haves(known.map(|task| task.have.clone()).unwrap_or_default()))
+                inner.hear_haves(task, peer, haves, true);
+                Ok(Reply::Haves(inner.haves(&task)))
             }
             Call::Get { scope, blob, kind: Kind::Document, object } if blob == object => {
                 inner.document(from, scope, blob).await.map(Reply::Object)

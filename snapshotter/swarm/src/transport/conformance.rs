@@ -14,7 +14,7 @@ use skimmer_proto::{Digest, Geometry, PieceSet, Scope, TaskId};
 use tokio::time::timeout;
 
 use super::memory::Network;
-use super::{Arrival, Call, Error, Incoming, Kind, Reason, Refusal, Reply, Request};
+use super::{Arrival, Call, Error, Haves, Incoming, Kind, Reason, Refusal, Reply, Request};
 use world::World;
 pub use world::{Shelf, blob, whole};
 
@@ -170,8 +170,9 @@ async fn small_calls(world: World) {
     }
     for pieces in [PieceSet::new(), PieceSet::all(5), [1, 70_000].into_iter().collect()] {
         let task = TaskId::of(&scope, &digest);
-        let call = Call::Haves { task, pieces: pieces.clone() };
-        assert_eq!(a.call(&b, call).await.unwrap(), Reply::Haves(pieces));
+        let haves = Haves { pieces, coming: PieceSet::all(9) };
+        let call = Call::Haves { task, haves: haves.clone() };
+        assert_eq!(a.call(&b, call).await.unwrap(), Reply::Haves(haves));
     }
     let grant = Bytes::from_static(b"grant");
     assert_eq!(a.call(&b, Call::ShowGrant(grant.clone())).await.unwrap(), Reply::Done);

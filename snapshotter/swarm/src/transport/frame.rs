@@ -10,7 +10,7 @@
 //!            blob SHA-256 (32), scope length u16, runs u16, scope, runs × (first piece u32, pieces u32)
 //!  3 credit  bytes u32: the reader of request `id` took so many; more may be under way
 //!  4 cancel  nothing; request `id` isn't wanted any more
-//!  5 call    which u8, then: 1 haves: task id (32), bitmap
+//!  5 call    which u8, then: 1 haves: task id (32), haves
 //!                            2 get: kind u8 (0 table, 1 index, 2 document), blob (32), object (32), scope
 //!                            3 grant: an encoded grant
 //! ```
@@ -20,7 +20,7 @@
 //! 18 absent  piece u32
 //! 19 end     nothing; the reply to a call is whole
 //! 20 refused reason u8, detail (UTF-8, at most 512); the request or call is over
-//! 21 part    bytes of the reply to a call: a bitmap, an object, or nothing
+//! 21 part    bytes of the reply to a call: haves, an object, or nothing
 //! ```
 //! Ids are the asking end's; it doesn't use one again on a stream. A bitmap has one bit a piece, lowest
 //! first, in 64-bit words, without zero words at the end. A request begins with the credit of
@@ -30,7 +30,7 @@ use skimmer_cache::Class;
 use skimmer_identity::statement::MAX_SIGNED_VALUE;
 use skimmer_proto::{Digest, PieceSet, Scope, TaskId};
 
-use super::{Call, Kind, MAX_GRANT, MAX_RUNS, Reason, Refusal, Reply, Request};
+use super::{Call, Haves, Kind, MAX_GRANT, MAX_RUNS, Reason, Refusal, Reply, Request};
 
 pub const HEADER: usize = 12;
 const VERSION: u32 = 1;
@@ -40,9 +40,10 @@ pub const MAX_PART: usize = 256 << 10;
 const MAX_DETAIL: usize = 512;
 const MAX_SCOPE: usize = 512;
 const MAX_BITMAP: usize = 128 << 10;
+const MAX_HAVES: usize = 4 + 2 * MAX_BITMAP;
 const MAX_PIECE: usize = 4 << 20;
 const MAX_ASK: usize = 48 + MAX_SCOPE + 8 * MAX_RUNS;
-const MAX_CALL: usize = 33 + MAX_BITMAP;
+const MAX_CALL: usize = 33 + MAX_HAVES;
 
 /// Bytes of a piece frame's payload before the statement.
 pub const PIECE_PREFIX: usize = 8;
@@ -214,7 +215,7 @@ pub fn decode_refused(payload: &[u8]) -> Result<Refusal, Error> {
 /// What the parts of a reply add up to.
 pub fn encode_reply(reply: &Reply) -> Vec<u8> {
     match reply {
-        Reply::Haves(pieces) => encode_bitmap(pieces),
+        Reply::Haves(haves) => encode_haves(haves),
         Reply::Object(bytes) => bytes.to_vec(),
         Reply::Done => Vec::new(),
     }
@@ -222,7 +223,7 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
 
 pub fn decode_reply(call: &Call, bytes: Vec<u8>) -> Option<Reply> {
     match call {
-        Call::Haves { .. } => decode_bitmap(&bytes).map(Reply::Haves),
+        Call::Haves { .. } => decode_haves(&bytes).map(Reply::Haves),
         Call::Get { .. } => Some(Reply::Object(bytes.into())),
         Call::ShowGrant(_) => bytes.is_empty().then_some(Reply::Done),
     }
@@ -231,7 +232,7 @@ pub fn decode_reply(call: &Call, bytes: Vec<u8>) -> Option<Reply> {
 /// The most bytes that the reply to a call can have.
 pub const fn reply_bound(call: &Call) -> usize {
     match call {
-        Call::Haves { .. } => MAX_BITMAP,
+        Call::Haves { .. } => MAX_HAVES,
         Call::Get { .. } => super::MAX_OBJECT,
         Call::ShowGrant(_) => 0,
     }
@@ -280,9 +281,7 @@ fn decode_request(payload: &[u8]) -> Option<Request> {
 
 fn encode_call(call: &Call) -> Vec<u8> {
     match call {
-        Call::Haves { task, pieces } => {
-            [&[1], &task.as_bytes()[..], &encode_bitmap(pieces)].concat()
-        }
+        Call::Haves { task, haves } => [&[1], &task.as_bytes()[..], &encode_haves(haves)].concat(),
         Call::Get { scope, blob, kind, object } => {
             let head = [2, *kind as u8];
             [&head, &blob.as_bytes()[..], object.as_bytes(), scope.name().as_bytes()].concat()
@@ -295,8 +294,8 @@ fn decode_call(payload: &[u8]) -> Option<Call> {
     let (which, rest) = payload.split_first()?;
     match which {
         1 => {
-            let (task, bitmap) = rest.split_first_chunk()?;
-            Some(Call::Haves { task: TaskId::from_bytes(*task), pieces: decode_bitmap(bitmap)? })
+            let (task, haves) = rest.split_first_chunk()?;
+            Some(Call::Haves { task: TaskId::from_bytes(*task), haves: decode_haves(haves)? })
         }
         2 => {
             let (kind, rest) = rest.split_first()?;
@@ -326,6 +325,19 @@ pub fn fits(asked: &Asked) -> bool {
         _ => return true,
     };
     scope.name().len() <= MAX_SCOPE
+}
+
+/// Two bitmaps, the first one's length in front of both.
+fn encode_haves(haves: &Haves) -> Vec<u8> {
+    let pieces = encode_bitmap(&haves.pieces);
+    let len = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+    [&len.to_le_bytes()[..], &pieces, &encode_bitmap(&haves.coming)].concat()
+}
+
+fn decode_haves(bytes: &[u8]) -> Option<Haves> {
+    let (len, bitmaps) = split_u32(bytes)?;
+    let (pieces, coming) = bitmaps.split_at_checked(len as usize)?;
+    Some(Haves { pieces: decode_bitmap(pieces)?, coming: decode_bitmap(coming)? })
 }
 
 fn encode_bitmap(pieces: &PieceSet) -> Vec<u8> {
@@ -391,7 +403,10 @@ mod tests {
         for pieces in
             [PieceSet::new(), PieceSet::all(1), PieceSet::all(64), [3, 5000].into_iter().collect()]
         {
-            rows.push(Asked::Call { id: 5, call: Call::Haves { task, pieces } });
+            let haves = Haves { pieces: PieceSet::all(3), coming: pieces.clone() };
+            rows.push(Asked::Call { id: 5, call: Call::Haves { task, haves } });
+            let haves = Haves { pieces, coming: PieceSet::new() };
+            rows.push(Asked::Call { id: 5, call: Call::Haves { task, haves } });
         }
         for kind in kinds {
             let scope = scope.clone();

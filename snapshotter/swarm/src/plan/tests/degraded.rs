@@ -142,6 +142,76 @@ fn a_lost_peer_is_tried_again_where_there_is_no_scheduler() {
     assert!(probed(&b.pass(2_000 * MS)).contains(&3));
 }
 
+/// A node whose scheduler has gone, linked with two others.
+fn left_alone() -> Bench {
+    let mut b = Bench::led();
+    for n in [3, 4] {
+        b.apply(Event::PeerUp { peer: peer(n) });
+    }
+    b.want(1, 0..100, Class::PullThrough);
+    b
+}
+
+#[test]
+fn without_a_scheduler_the_origin_waits_for_what_others_say_that_they_have() {
+    let mut b = left_alone();
+    let gone = b.apply(Event::SchedulerDown);
+    assert_eq!((probed(&gone), asked(&gone)), (vec![3, 4], vec![]));
+    assert_eq!(asked(&b.apply(has(3, 0..50))).iter().filter(|ask| ask.0 == 0).count(), 0);
+    let answered = b.apply(has(4, 50..100));
+    assert!(asked(&answered).iter().all(|ask| ask.0 != 0), "they have all of it");
+    let mut b = left_alone();
+    b.apply(Event::SchedulerDown);
+    let later = b.pass(2_100 * MS);
+    assert!(asked(&later).iter().any(|ask| ask.0 == 0), "who says nothing isn't waited for");
+}
+
+#[test]
+fn what_others_are_getting_from_the_origin_is_not_read_there_again() {
+    let mut b = left_alone();
+    let coming = Event::Coming { task: task(1), peer: peer(3), pieces: set(0..60) };
+    b.apply(coming);
+    b.apply(has(3, 60..100));
+    b.apply(has(4, 60..100));
+    b.apply(Event::SchedulerDown);
+    b.apply(has(3, 60..100));
+    b.apply(has(4, 60..100));
+    let origin = |actions: &[Action]| asked(actions).into_iter().filter(|ask| ask.0 == 0).count();
+    assert_eq!(origin(&b.pass(5_000 * MS)), 0);
+    // It doesn't get on with it.
+    assert!(origin(&b.pass(20_000 * MS)) > 0);
+}
+
+#[test]
+fn a_node_says_what_it_is_getting_from_the_origin() {
+    let mut b = Bench::led();
+    b.want(1, 0..100, Class::PullThrough);
+    let leased = b.apply(Event::Leased { task: task(1), pieces: set(0..30) });
+    assert_eq!(b.planner.coming(&task(1)), set(0..30), "some of it waits for its turn");
+    let request = ids(&leased)[0];
+    b.apply(Event::Received { request, piece: 0 });
+    assert_eq!(b.planner.coming(&task(1)), set(0..30), "on its way to disk");
+    b.apply(Event::Stored { task: task(1), pieces: set(0..1) });
+    assert_eq!(b.planner.coming(&task(1)), set(1..30));
+}
+
+#[test]
+fn an_origin_that_is_back_is_tried_with_one_piece_and_lost_peers_are_asked_first() {
+    let mut b = left_alone();
+    b.apply(Event::SchedulerDown);
+    for n in [3, 4] {
+        b.apply(Event::PeerLost { peer: peer(n) });
+    }
+    let tried = b.check.in_flight().keys().copied().collect();
+    end(&mut b, tried, Fault::Gone);
+    let again = b.pass(2_000 * MS);
+    let [(0, piece)] = &asked(&again)[..] else { panic!("{:?}", asked(&again)) };
+    assert_eq!(piece.len(), 1);
+    let (request, piece) = (ids(&again)[0], piece.first().unwrap());
+    let back = b.apply(Event::Received { request, piece });
+    assert_eq!((probed(&back), asked(&back)), (vec![3, 4], vec![]));
+}
+
 proptest! {
     #[test]
     fn after_any_history_one_good_holder_is_enough(

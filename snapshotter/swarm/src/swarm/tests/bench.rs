@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::super::*;
 use crate::transport::memory::Network;
-use crate::transport::{Call, Held, PieceReader, Refusal, Reply, Request};
+use crate::transport::{Call, Haves, Held, PieceReader, Refusal, Reply, Request};
 
 pub const MIB: usize = 1 << 20;
 
@@ -171,6 +171,7 @@ impl Bench {
             download: 0,
             grace: Duration::ZERO,
             limits,
+            book: None,
         };
         let mut registry = Registry::default();
         let swarm =
@@ -319,7 +320,9 @@ impl Serve for Moody {
         let reply = self.serve.call(from, call).await?;
         let boasts = *self.manner.lock().unwrap() == Manner::Boasts;
         Ok(match reply {
-            Reply::Haves(_) if boasts => Reply::Haves(PieceSet::all(1000)),
+            Reply::Haves(_) if boasts => {
+                Reply::Haves(Haves { pieces: PieceSet::all(1000), ..Haves::default() })
+            }
             reply => reply,
         })
     }

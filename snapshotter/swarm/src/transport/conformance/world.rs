@@ -102,7 +102,7 @@ impl Serve for Shelf {
 
     async fn call(&self, _: &Membership, call: Call) -> Result<Reply, Refusal> {
         match call {
-            Call::Haves { pieces, .. } => Ok(Reply::Haves(pieces)),
+            Call::Haves { haves, .. } => Ok(Reply::Haves(haves)),
             Call::Get { scope, object, .. } => {
                 let task = TaskId::of(&scope, &object);
                 match self.blobs.lock().unwrap().get(&task).cloned() {

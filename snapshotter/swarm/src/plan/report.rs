@@ -1,0 +1,65 @@
+//! What the scheduler is told.
+
+use skimmer_cache::Class;
+use skimmer_proto::{PieceSet, TaskId};
+
+use super::event::{Action, Fault, Now, Peer, Report};
+use super::{Planner, Request};
+
+impl Planner {
+    /// A scheduler that knows nothing of this node.
+    pub(super) fn introduce(&mut self, actions: &mut Vec<Action>) {
+        self.scheduler = true;
+        for (task, download) in &mut self.downloads {
+            // It deals the cards anew; what is in flight stays.
+            download.leased = PieceSet::new();
+            download.assigned.clear();
+            download.neighbours = None;
+            let (shape, origin) = (download.shape, download.origin);
+            let of_task = |request: &&Request| request.peer.is_none() && request.task == *task;
+            let mut reading = PieceSet::new();
+            for request in self.requests.values().filter(of_task) {
+                reading.insert_all(&request.left);
+            }
+            for (class, pieces) in Class::ALL.into_iter().zip(download.wanted()) {
+                if !pieces.is_empty() {
+                    let want = Report::Want { task: *task, shape, pieces, class, origin };
+                    actions.push(Action::Report(want));
+                }
+            }
+            if !reading.is_empty() {
+                actions.push(Action::Report(Report::Reading { task: *task, pieces: reading }));
+            }
+        }
+    }
+
+    pub(super) fn report_failure(
+        &self,
+        task: TaskId,
+        pieces: PieceSet,
+        parent: Option<Peer>,
+        fault: Fault,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.scheduler && !pieces.is_empty() {
+            let failed = Report::Failed { task, pieces, parent, fault };
+            actions.push(Action::Report(failed));
+        }
+    }
+
+    /// Reports what has been on disk for long enough, and forgets what is over.
+    pub(super) fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let (scheduler, batch) = (self.scheduler, self.limits.batch);
+        self.downloads.retain(|task, download| {
+            let due = download.stored_since + batch <= now;
+            if !download.stored.is_empty() && (due || !scheduler) {
+                let pieces = std::mem::take(&mut download.stored);
+                if scheduler {
+                    let arrived = Report::Arrived { task: *task, pieces };
+                    actions.push(Action::Report(arrived));
+                }
+            }
+            !download.is_over()
+        });
+    }
+}
