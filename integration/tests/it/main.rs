@@ -12,6 +12,7 @@ mod full_disk;
 mod huge;
 mod indexes;
 mod lifecycle;
+mod lost_store;
 mod matrix;
 mod outages;
 mod pending;

@@ -51,7 +51,7 @@ impl App {
         std::fs::create_dir_all(root)
             .with_context(|| format!("create directory {} (root)", root.display()))?;
 
-        let (store, damaged) = Store::open_or_replace(&root.join("store"))?;
+        let (store, damaged) = Store::open_or_replace(root)?;
         if let Some(aside) = damaged {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }

@@ -1,17 +1,18 @@
 //! Snapshots on disk: one folder each, with the snapshot's own record in it.
 //!
 //! Under the root (`<root>/snapshots`):
-//! - `<id>/record`: the [`Snapshot`] in JSON; `<id>/fs`: its content; `<id>/work`: overlayfs's own;
+//! - `<id>/record`: the [`Snapshot`] in JSON; `<id>/record.old`: the one before the last change; `<id>/fs`: its content; `<id>/work`: overlayfs's own;
 //!   a snapshot whose content is a layer has the record and, in `fs`, the layer's
 //!   [cover](crate::implicit), empty if it needs none; `<id>/fs.new`: an `fs` being made;
 //! - `new/<id>`: being made; `removed/<id>`: to be deleted; `m/`: the mounts of layers.
 //!
 //! Owns: these folders, except `m/`.
-//! Does not own: which snapshots exist: that is for the [records](crate::records) to say.
+//! Does not own: the look-ups, which are the [records](crate::records)'.
 //!
 //! Invariants:
 //! - A folder appears under its id whole, its record first.
-//! - The record in a folder is written before the database's.
+//! - The record in a folder is written before the database's; a folder goes before the database
+//!   forgets it. So the folders say which snapshots there are.
 //! - A cover appears whole, and doesn't change.
 //! - Content appears with its owner; a snapshot made before that was known gets it later.
 
@@ -175,23 +176,52 @@ impl Folders {
 
     /// Replaces the record in the snapshot's folder.
     pub fn record(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        write_record(&self.folder(snapshot.id), snapshot)
+        let folder = self.folder(snapshot.id);
+        let (path, old) = (folder.join("record"), folder.join("record.old"));
+        // A disk without room for the name keeps the change from being taken back, no more.
+        let _ = fs::remove_file(&old);
+        let _ = fs::hard_link(&path, &old);
+        write_record(&folder, snapshot)
     }
 
-    /// Takes the snapshot's folder away, to be deleted by a [`Folders::sweep`]: one rename.
-    pub fn discard(&self, id: u64) -> Result<(), Error> {
+    /// Takes the last change of the record back; needs no room on the disk.
+    pub fn undo_record(&self, id: u64) -> Result<(), Error> {
+        let folder = self.folder(id);
+        rename(&folder.join("record.old"), &folder.join("record"))
+    }
+
+    pub fn has_record(&self, id: u64) -> bool {
+        self.folder(id).join("record").exists()
+    }
+
+    /// Takes the snapshot's folder away, to be [deleted](Folders::delete) later: one rename. Answers
+    /// where it is.
+    pub fn discard(&self, id: u64) -> Result<PathBuf, Error> {
         self.set_aside(&self.folder(id))
     }
 
-    /// Deletes what was discarded. Answers how many folders that were.
-    pub fn sweep(&self) -> Result<usize, Error> {
+    /// Puts a discarded folder back.
+    pub fn reinstate(&self, id: u64, discarded: &Path) -> Result<(), Error> {
+        rename(discarded, &self.folder(id))
+    }
+
+    /// What was discarded and isn't deleted yet.
+    pub fn discarded(&self) -> Result<Vec<PathBuf>, Error> {
+        list(&self.removed_folder())
+    }
+
+    /// Deletes folders that were discarded, all that can be; the error is the last one.
+    pub fn delete(&self, discarded: Vec<PathBuf>) -> Result<(), Error> {
         let _one = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
-        let discarded = list(&self.removed_folder())?;
-        let count = discarded.len();
+        let mut failed = Ok(());
         for path in discarded {
-            fs::remove_dir_all(&path).map_err(|source| Error::Delete { path, source })?;
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => failed = Err(Error::Delete { path, source }),
+                Ok(()) => {}
+            }
         }
-        Ok(count)
+        failed
     }
 
     /// User and group that own the root of a tree: a snapshot's content or a mounted layer.
@@ -221,6 +251,13 @@ impl Folders {
         Ok(ids)
     }
 
+    /// The highest id that a folder has, discarded or not; 0: there is none.
+    pub fn last_id(&self) -> Result<u64, Error> {
+        let all = [list(&self.root)?, list(&self.removed_folder())?].concat();
+        let id = |path: &PathBuf| path.file_name()?.to_str()?.split('.').next()?.parse().ok();
+        Ok(all.iter().filter_map(id).max().unwrap_or(0))
+    }
+
     /// The record that the snapshot's folder holds.
     pub fn read(&self, id: u64) -> Result<Snapshot, Error> {
         let path = self.folder(id).join("record");
@@ -246,7 +283,7 @@ impl Folders {
     }
 
     /// Moves a folder into `removed/`, under a name that is free there.
-    fn set_aside(&self, path: &Path) -> Result<(), Error> {
+    fn set_aside(&self, path: &Path) -> Result<PathBuf, Error> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut target = self.removed_folder().join(&name);
         let mut attempt = 0u32;
@@ -254,7 +291,8 @@ impl Folders {
             attempt += 1;
             target = self.removed_folder().join(format!("{name}.{attempt}"));
         }
-        rename(path, &target)
+        rename(path, &target)?;
+        Ok(target)
     }
 }
 

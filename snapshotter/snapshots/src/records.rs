@@ -28,6 +28,8 @@ pub enum Error {
     Decode { name: String, source: serde_json::Error },
     #[error("encode the record of snapshot {name:?}")]
     Encode { name: String, source: serde_json::Error },
+    #[error("replace all snapshot records")]
+    ReplaceAll(#[source] skimmer_store::Error),
     #[error("write the record of snapshot {name:?}")]
     Write { name: String, source: skimmer_store::Error },
 }
@@ -69,6 +71,13 @@ pub trait Records: Send + Sync + 'static {
 
     /// Makes the change; it is durable when the call returns.
     fn apply(&self, change: &Change) -> Result<(), Error>;
+
+    /// Whether every record can be read and every look-up finds exactly what it should.
+    fn is_sound(&self) -> Result<bool, Error>;
+
+    /// Makes `snapshots` the set, whatever it was, however damaged; no id up to `last_id` is used again.
+    /// Remembered usages are forgotten.
+    fn replace_all(&self, snapshots: &[Snapshot], last_id: u64) -> Result<(), Error>;
 
     /// The usage remembered for a committed snapshot.
     fn usage(&self, id: u64) -> Result<Option<Usage>, Error>;

@@ -4,8 +4,9 @@
 //! Does not own: the rules ([`chain`]), the folders' layout ([`Folders`]), the layers' bytes.
 //!
 //! Invariants:
-//! - A snapshot's folder and its record exist before the database names it.
-//! - Removal changes the database first; what is left of the folder goes at the next start.
+//! - A snapshot's folder and its record exist before the database names it, and go before it
+//!   forgets it.
+//! - What fails half-way is taken back.
 //! - Nothing waits for a layer while the lock is held.
 
 mod adopt;
@@ -111,8 +112,7 @@ struct Inner {
 }
 
 impl Snapshotter {
-    /// Opens the snapshots under `config.root`. If `records` is empty, it is rebuilt from the
-    /// folders. Blocks.
+    /// Opens the snapshots under `config.root`; `records` are made to agree with the folders. Blocks.
     pub fn open(
         config: Config,
         records: Arc<dyn Records>,
@@ -218,11 +218,15 @@ impl Snapshotter {
             self.release_unless_used(blob).await?;
         }
         self.blocking(|inner| {
-            let swept = inner.folders.sweep()?;
-            if swept > 0 {
-                debug!(folders = swept, "deleted removed snapshots");
+            let discarded = {
+                // A removal under way may have to put its folder back.
+                let _lock = inner.lock();
+                inner.folders.discarded()?
+            };
+            if !discarded.is_empty() {
+                debug!(folders = discarded.len(), "deleting removed snapshots");
             }
-            Ok(())
+            Ok(inner.folders.delete(discarded)?)
         })
         .await
     }
@@ -268,37 +272,55 @@ impl Inner {
 
     /// Writes a changed record, to the folder and then to the database.
     fn replace(&self, change: Change) -> Result<Snapshot, Error> {
-        if let Change::Replace { new, .. } = &change {
-            self.folders.record(new)?;
-        }
-        self.records.apply(&change)?;
-        match change {
-            Change::Create(new) | Change::Replace { new, .. } | Change::Remove(new) => Ok(new),
+        let (Change::Create(new) | Change::Replace { new, .. } | Change::Remove(new)) = &change;
+        self.folders.record(new)?;
+        if let Err(error) = self.records.apply(&change) {
+            if let Err(left) = self.folders.undo_record(new.id) {
+                let error = &left as &dyn std::error::Error;
+                warn!(
+                    snapshot = new.name,
+                    error, "a change that was refused counts after the next start"
+                );
+            }
+            return Err(error.into());
         }
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
         let _lock = self.lock();
         let change = chain::remove(self.records.as_ref(), name)?;
-        self.records.apply(&change)?;
-        let (Change::Create(old) | Change::Replace { old, .. } | Change::Remove(old)) = change;
+        let (Change::Create(old) | Change::Replace { old, .. } | Change::Remove(old)) = &change;
+        let discarded = self.discard(old);
+        if let Err(error) = self.records.apply(&change) {
+            if let Ok(folder) = discarded
+                && let Err(left) = self.folders.reinstate(old.id, &folder)
+            {
+                let error = &left as &dyn std::error::Error;
+                warn!(
+        Ok(new.clone())
+                    snapshot = name,
+                    error, "the folder of a snapshot that could not be removed is lost"
+                );
+            }
+            return Err(error.into());
+        }
         // The snapshot is gone whatever happens to its folder.
-        if let Err(error) = self.discard(&old) {
+        if let Err(error) = &discarded {
+            let error = error as &dyn std::error::Error;
             warn!(
                 snapshot = name,
-                error = &error as &dyn std::error::Error,
-                "the removed snapshot's folder stays until the next start"
+                error, "the removed snapshot's folder stays, and is back after the next start"
             );
         }
-        match old.layer {
+        match &old.layer {
             Some(layer) => self.maybe_unused(layer.blob.digest),
             None => self.discarded.notify_one(),
         }
         Ok(())
     }
 
-    /// Takes the folder of a removed snapshot away, without what is mounted in it.
-    fn discard(&self, old: &Snapshot) -> Result<(), Error> {
+    /// Takes the folder of a removed snapshot away, without what is mounted in it. Answers where it is.
+    fn discard(&self, old: &Snapshot) -> Result<PathBuf, Error> {
         let failed = |source| Error::Remap { name: old.name.clone(), source };
         self.remaps.clear(old.id).map_err(failed)?;
         Ok(self.folders.discard(old.id)?)
@@ -310,7 +332,9 @@ impl Inner {
             return Ok(usage);
         }
         let usage = self.folders.usage(id)?;
-        self.records.remember_usage(id, usage)?;
+        if let Err(error) = self.records.remember_usage(id, usage) {
+            debug!(id, error = &error as &dyn std::error::Error, "usage not remembered");
+        }
         Ok(usage)
     }
 }

@@ -7,6 +7,8 @@
 //! - A [`Batch`] reaches the database whole or not at all, also across a crash.
 //! - A write with [`Sync::Now`] is on disk when it returns.
 //! - A table sees its own keys only.
+//! - Losing the database loses nothing that isn't known from elsewhere: whoever owns a table rebuilds
+//!   it, or does again what it records.
 
 mod batch;
 mod error;

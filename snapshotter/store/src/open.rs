@@ -1,10 +1,10 @@
-//! Opening the database with bounded memory and few files.
+//! Opening the database with bounded memory and few files, or a new one where it is beyond use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, LogLevel, Options};
+use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, IteratorMode, LogLevel, Options};
 
 use crate::{Batch, Error, Table};
 
@@ -16,6 +16,11 @@ const WRITE_BUFFER_BYTES: usize = 1 << 20;
 const WAL_BYTES: u64 = 8 << 20;
 const OPEN_FILES: i32 = 64;
 const LOG_BYTES: usize = 1 << 20;
+
+/// The database's folder. A format of tables that this version can't read has another name.
+const FOLDER: &str = "store-v1";
+/// Folders of earlier versions; what they held can be had from elsewhere.
+const EARLIER: [&str; 1] = ["store"];
 
 /// The node's metadata database. Cheap to clone; the database closes with the last clone.
 #[derive(Clone)]
@@ -34,22 +39,36 @@ impl Store {
         Ok(Self { db: Arc::new(db) })
     }
 
-    /// As [`Store::open`], but a damaged database is renamed to `<path>.damaged` (replacing an
-    /// earlier one) and an empty one opened; the second value says where the damaged one went.
-    pub fn open_or_replace(path: &Path) -> Result<(Self, Option<PathBuf>), Error> {
-        match Self::open(path) {
+    /// Opens the database below `root`, whatever has become of it: one that is damaged or incomplete is
+    /// renamed to `<folder>.damaged` (replacing an earlier one) and an empty one opened; the second
+    /// value says where it went. Databases of earlier versions are deleted. Reads every row.
+    pub fn open_or_replace(root: &Path) -> Result<(Self, Option<PathBuf>), Error> {
+        for path in EARLIER.map(|name| root.join(name)) {
+            if path.exists() {
+                fs::remove_dir_all(&path).map_err(|source| Error::Earlier { path, source })?;
+            }
+        }
+        let path = root.join(FOLDER);
+        let opened = Self::open(&path).and_then(|store| store.read_through().map(|()| store));
+        match opened {
             Ok(store) => Ok((store, None)),
             Err(error) if error.is_damage() => {
                 let aside = path.with_extension("damaged");
-                let failed = |source| Error::SetAside { path: path.to_owned(), source };
+                let failed = |source| Error::SetAside { path: path.clone(), source };
                 if aside.exists() {
                     fs::remove_dir_all(&aside).map_err(failed)?;
                 }
-                fs::rename(path, &aside).map_err(failed)?;
-                Ok((Self::open(path)?, Some(aside)))
+                fs::rename(&path, &aside).map_err(failed)?;
+                Ok((Self::open(&path)?, Some(aside)))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Finds damage in parts that opening doesn't look at.
+    fn read_through(&self) -> Result<(), Error> {
+        let all = self.db.iterator(IteratorMode::Start);
+        all.into_iter().try_for_each(|row| row.map(drop).map_err(Error::Scan))
     }
 
     /// The table called `name`: a constant of the stage that owns the table, without NUL bytes.

@@ -18,6 +18,10 @@ impl Table {
         Self { store, name }
     }
 
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         self.store.db.get(self.full_key(key)).map_err(|source| self.unread(source))
     }
@@ -135,25 +139,6 @@ mod tests {
         let table = Store::open(folder.path()).unwrap().table("t");
         assert!(table.contains(b"new").unwrap());
         assert!(!table.contains(b"old").unwrap());
-    }
-
-    #[test]
-    fn a_damaged_database_is_set_aside() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("db");
-        drop(Store::open_or_replace(&path).unwrap());
-        std::fs::write(path.join("CURRENT"), b"MANIFEST-999999\n").unwrap();
-        let manifest = std::fs::read_dir(&path)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .find(|p| p.to_string_lossy().contains("MANIFEST"))
-            .unwrap();
-        std::fs::write(&manifest, b"not a manifest").unwrap();
-        let name = manifest.file_name().unwrap().to_string_lossy().into_owned();
-        std::fs::write(path.join("CURRENT"), format!("{name}\n")).unwrap();
-        let (store, aside) = Store::open_or_replace(&path).unwrap();
-        assert_eq!(aside, Some(folder.path().join("db.damaged")));
-        assert!(store.table("t").is_empty().unwrap());
     }
 
     #[test]

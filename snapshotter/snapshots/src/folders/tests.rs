@@ -49,16 +49,27 @@ fn makes_discards_and_sweeps() {
     let committed = Snapshot { kind: Kind::Committed, ..active };
     folders.record(&committed).unwrap();
     assert_eq!(folders.read(1).unwrap(), committed);
-    assert_eq!(names(&root.path().join("1")), ["fs", "record", "work"]);
+    assert_eq!(names(&root.path().join("1")), ["fs", "record", "record.old", "work"]);
+    folders.undo_record(1).unwrap();
+    assert_eq!(folders.read(1).unwrap().kind, Kind::Active);
+    folders.record(&committed).unwrap();
 
+    let discarded = folders.discard(1).unwrap();
+    folders.reinstate(1, &discarded).unwrap();
+    assert_eq!(folders.read(1).unwrap(), committed);
     folders.discard(1).unwrap();
     assert!(folders.discard(1).is_err());
     assert_eq!(folders.ids().unwrap(), [2]);
     // The same id again, as after the loss of the database.
     folders.create(&snapshot(1, Kind::Active), Content::Owned(None)).unwrap();
     folders.discard(1).unwrap();
-    assert_eq!(folders.sweep().unwrap(), 2);
-    assert_eq!(folders.sweep().unwrap(), 0);
+    assert_eq!(folders.last_id().unwrap(), 2);
+    let discarded = folders.discarded().unwrap();
+    assert_eq!(discarded.len(), 2);
+    folders.delete(discarded.clone()).unwrap();
+    // Two at once don't trip over each other.
+    folders.delete(discarded).unwrap();
+    assert!(folders.discarded().unwrap().is_empty());
 }
 
 #[test]
@@ -68,7 +79,7 @@ fn clears_what_a_crash_left_half_made() {
     let folders = Folders::open(root.path()).unwrap();
     assert!(folders.ids().unwrap().is_empty());
     assert!(names(&root.path().join("new")).is_empty());
-    assert_eq!(folders.sweep().unwrap(), 1);
+    folders.delete(folders.discarded().unwrap()).unwrap();
     assert_eq!(names(root.path()), ["new", "removed"]);
 }
 

@@ -86,6 +86,16 @@ impl Records for Memory {
         Ok(())
     }
 
+    fn is_sound(&self) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    fn replace_all(&self, snapshots: &[Snapshot], last_id: u64) -> Result<(), Error> {
+        let by_name = snapshots.iter().map(|s| (s.name.clone(), s.clone())).collect();
+        *self.state() = State { snapshots: by_name, usages: BTreeMap::new(), last_id };
+        Ok(())
+    }
+
     fn usage(&self, id: u64) -> Result<Option<Usage>, Error> {
         Ok(self.state().usages.get(&id).copied())
     }

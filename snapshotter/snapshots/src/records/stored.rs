@@ -10,6 +10,7 @@
 //!
 //! Invariant: a row of the other tables exists exactly if the snapshot's record calls for it.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use skimmer_proto::Digest;
@@ -164,6 +165,43 @@ impl Records for Stored {
             }
         };
         batch.write(Sync::Now).map_err(|source| Error::Write { name: name.clone(), source })
+    }
+
+    fn is_sound(&self) -> Result<bool, Error> {
+        let mut expected = BTreeSet::new();
+        for row in self.snapshots.scan(b"") {
+            let (name, value) = row.map_err(Error::List)?;
+            match decode(&String::from_utf8_lossy(&name), &value) {
+                Ok(snapshot) if snapshot.name.as_bytes() == name => {
+                    let rows = self.rows(&snapshot).into_iter();
+                    expected.extend(rows.map(|(table, key)| (table.name(), key)));
+                }
+                _ => return Ok(false),
+            }
+        }
+        for table in [&self.children, &self.claims, &self.layers] {
+            for row in table.scan(b"") {
+                let (key, _) = row.map_err(Error::List)?;
+                if !expected.remove(&(table.name(), key)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(expected.is_empty())
+    }
+
+    fn replace_all(&self, snapshots: &[Snapshot], last_id: u64) -> Result<(), Error> {
+        let mut batch = self.store.batch();
+        for table in [&self.snapshots, &self.children, &self.claims, &self.layers, &self.usage] {
+            for row in table.scan(b"") {
+                batch.delete(table, &row.map_err(Error::List)?.0);
+            }
+        }
+        for snapshot in snapshots {
+            self.insert(&mut batch, snapshot)?;
+        }
+        batch.put(&self.ids, LAST_ID, &last_id.to_be_bytes());
+        batch.write(Sync::Now).map_err(Error::ReplaceAll)
     }
 
     fn usage(&self, id: u64) -> Result<Option<Usage>, Error> {

@@ -91,6 +91,45 @@ fn conformance(records: &dyn Records) {
     assert!(names(records).is_empty());
     // Ids are not used again.
     assert_eq!(records.next_id().unwrap(), 3);
+
+    let mut base = snapshot(5, "b", "");
+    base.layer = Some(binding("two"));
+    records.apply(&Change::Create(snapshot(4, "old", ""))).unwrap();
+    records.remember_usage(4, Usage { bytes: 10, inodes: 2 }).unwrap();
+    records.replace_all(&[base.clone(), snapshot(6, "c", "b")], 8).unwrap();
+    assert!(records.is_sound().unwrap());
+    assert_eq!(names(records), ["b", "c"]);
+    assert_eq!((records.get("old").unwrap(), records.usage(4).unwrap()), (None, None));
+    assert_eq!(records.children("b").unwrap(), ["c"]);
+    assert!(records.uses_layer(&Digest::of(b"two")).unwrap());
+    assert_eq!(records.next_id().unwrap(), 9);
+    records.replace_all(&[], 8).unwrap();
+    assert!(names(records).is_empty() && records.is_sound().unwrap());
+}
+
+#[test]
+fn rows_that_do_not_belong_together_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let records = Stored::new(&store);
+    let all = [snapshot(1, "a", ""), snapshot(2, "b", "a")];
+    for (table, key, value) in [
+        ("snapshots", &b"a"[..], Some(&b"{}"[..])),
+        ("snapshots", b"x", Some(b"")),
+        ("snapshots", b"b", None),
+        ("snapshots.children", b"\0\0\0\x01ab", None),
+        ("snapshots.children", b"\0\0\0\x01ac", Some(b"")),
+        ("snapshots.claims", b"", Some(b"")),
+    ] {
+        records.replace_all(&all, 2).unwrap();
+        assert!(records.is_sound().unwrap());
+        let rows = store.table(table);
+        match value {
+            Some(value) => rows.put(key, value, skimmer_store::Sync::Later).unwrap(),
+            None => rows.delete(key, skimmer_store::Sync::Later).unwrap(),
+        }
+        assert!(!records.is_sound().unwrap(), "{table} {key:?}");
+    }
 }
 
 #[test]
@@ -109,6 +148,7 @@ fn stored_conforms_and_survives_reopening() {
     let records = Stored::new(&Store::open(folder.path()).unwrap());
     assert_eq!(records.get("last").unwrap(), Some(last));
     assert_eq!(records.next_id().unwrap(), 10);
+    assert!(records.is_sound().unwrap());
 }
 
 #[test]

@@ -154,7 +154,7 @@ impl Inner {
                 warn!(
                     snapshot = snapshot.name,
                     error = &left as &dyn std::error::Error,
-                    "the folder of a snapshot that could not be recorded stays until the next start"
+                    "the folder of a snapshot that could not be recorded stays, and is one after the next start"
                 );
             }
             return Err(error.into());

@@ -2,6 +2,7 @@
 
 mod covers;
 mod mapped;
+mod rebuilt;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -408,58 +409,6 @@ async fn gives_the_root_folder_to_the_mapped_user() {
     bench.prepare("b", "base").await;
     let upper = bench.root.path().join("2/fs");
     assert_eq!(crate::folders::Folders::owner(&upper).unwrap(), (70000, 80000));
-}
-
-#[tokio::test]
-async fn a_lost_database_is_rebuilt_from_the_folders() {
-    let bench = Bench::new();
-    bench.shelf.add(&[("A", "a")], &[("r.io", "x")]);
-    let base = bench.pulled(&["a"], "").await;
-    bench.prepare("work", &base).await;
-    bench.prepare("gone", &base).await;
-    bench.snapshotter.remove("gone".to_owned()).await.unwrap();
-    bench.prepare("orphan", "").await;
-    bench.commit("missing parent", "orphan").await;
-    bench.prepare("child", "missing parent").await;
-    let expected = bench.snapshotter.stat(base.clone()).await.unwrap();
-    std::fs::remove_dir_all(bench.root.path().join("4")).unwrap();
-
-    let database = tempfile::tempdir().unwrap();
-    let store = Store::open(database.path()).unwrap();
-    let bench = bench.restart(Arc::new(Stored::new(&store)));
-    assert_eq!(bench.rebuilt, Rebuilt { restored: 2, discarded: 1, rewritten: 0 });
-    assert_eq!(bench.snapshotter.stat(base.clone()).await.unwrap(), expected);
-    assert_eq!(bench.list(&[]).await, [base.clone(), "work".to_owned()]);
-    assert_eq!(bench.list(&[format!("parent==\"{base}\"")]).await, ["work"]);
-    bench.snapshotter.mounts("work".to_owned()).await.unwrap();
-    // Ids go on behind the highest that was found.
-    bench.prepare("next", "").await;
-    assert_eq!(bench.snapshotter.stat("next".to_owned()).await.unwrap().id, 3);
-    // The database is there now, and nothing is left to do.
-    let again = bench.restart(Arc::new(Stored::new(&store)));
-    assert_eq!(again.rebuilt, Rebuilt::default());
-}
-
-#[tokio::test]
-async fn a_crash_between_folder_and_database_leaves_no_trace() {
-    let bench = Bench::new();
-    bench.prepare("a", "").await;
-    let a = bench.records.get("a").unwrap().unwrap();
-    // Died in Prepare: the folder is there, the database knows nothing.
-    bench.prepare("b", "").await;
-    let b = bench.records.get("b").unwrap().unwrap();
-    bench.records.apply(&Change::Remove(b)).unwrap();
-    // Died in Commit: the folder's record is committed, the database's is not.
-    bench.commit("committed", "a").await;
-    let new = bench.records.get("committed").unwrap().unwrap();
-    bench.records.apply(&Change::Replace { old: new, new: a.clone() }).unwrap();
-    let records = Arc::clone(&bench.records);
-    let bench = bench.restart(records);
-    assert_eq!(bench.rebuilt, Rebuilt { restored: 0, discarded: 1, rewritten: 1 });
-    assert_eq!(folders(bench.root.path()), ["1"]);
-    let record = std::fs::read(bench.root.path().join("1/record")).unwrap();
-    assert_eq!(serde_json::from_slice::<crate::Snapshot>(&record).unwrap(), a);
-    bench.commit("committed", "a").await;
 }
 
 #[tokio::test]
