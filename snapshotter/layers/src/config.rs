@@ -57,7 +57,7 @@ pub struct FuseConfig {
     pub lazy_read_ahead_kib: u32,
     /// Reads that the kernel may have in flight by itself, per mount.
     pub max_background: u16,
-    /// Reads of one mount that wait for bytes at once; more wait their turn.
+    /// Reads that wait for bytes at once, over all mounts (see [`crate::turns`]); more wait their turn.
     pub max_waiting: usize,
 }
 
@@ -68,7 +68,7 @@ impl Default for FuseConfig {
             read_ahead_kib: 1024,
             lazy_read_ahead_kib: 128,
             max_background: 64,
-            max_waiting: 64,
+            max_waiting: 256,
         }
     }
 }

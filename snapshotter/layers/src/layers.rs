@@ -34,6 +34,7 @@ use crate::mount::{self, Mounts, error_chain};
 /// Layers that are completed in the background at once.
 const BACKGROUND_LAYERS: usize = 1;
 
+use crate::turns::Places;
 /// Table of blobs whose index has been proved on this node: key: SHA-256, value: empty.
 const PROVED: &str = "layers-proved-v1";
 
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     pub background: Arc<Semaphore>,
     started: Instant,
     proved: Table,
+    /// For reads that wait for bytes.
+    pub places: Arc<Places>,
     wrong_tocs: Table,
     /// Where indexes are shared with other nodes, if they are.
     pub indexes: OnceLock<Arc<dyn Indexes>>,
@@ -101,6 +104,7 @@ impl Layers {
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
             started: Instant::now(),
             proved: store.table(PROVED),
+            places: Places::new(config.fuse.max_waiting),
             wrong_tocs: store.table(WRONG_TOCS),
             indexes: OnceLock::new(),
             layers: Mutex::default(),

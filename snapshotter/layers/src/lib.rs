@@ -11,6 +11,7 @@ pub mod mount;
 pub mod pull;
 mod sparse;
 pub mod state;
+mod turns;
 
 pub use config::{Config, FuseConfig};
 pub use indexes::Indexes;

@@ -12,9 +12,9 @@ use fuser::{Errno, ReplyData};
 use skimmer_cache::Hold;
 use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use super::buffers::Buffers;
+use crate::turns::Share;
 
 /// How often what a reader has waited for may go again before it is read.
 const ATTEMPTS: usize = 3;
@@ -60,19 +60,13 @@ pub struct Reader<C: Content> {
     content: C,
     buffers: Arc<Buffers>,
     runtime: Handle,
-    waiting: Arc<Semaphore>,
+    share: Share,
 }
 
 impl<C: Content> Reader<C> {
-    /// `max_waiting`: reads that wait for bytes at once.
-    pub fn new(
-        content: C,
-        buffers: Arc<Buffers>,
-        runtime: Handle,
-        max_waiting: usize,
-    ) -> Arc<Self> {
-        let waiting = Arc::new(Semaphore::new(max_waiting.max(1)));
-        Arc::new(Self { content, buffers, runtime, waiting })
+    /// `share`: of the places for reads that wait for bytes.
+    pub fn new(content: C, buffers: Arc<Buffers>, runtime: Handle, share: Share) -> Arc<Self> {
+        Arc::new(Self { content, buffers, runtime, share })
     }
 
     pub fn inodes(&self) -> &Inodes<C::Bytes> {
@@ -107,7 +101,7 @@ impl<C: Content> Reader<C> {
         mut reply: ReplyData,
     ) {
         let started = Instant::now();
-        let Ok(_permit) = self.waiting.acquire().await else {
+        let Some(_place) = self.share.take().await else {
             return reply.error(Errno::EIO);
         };
         let wanted = Arc::new((request, ranges));

@@ -178,7 +178,7 @@ impl Open {
             content,
             Arc::clone(&shared.buffers),
             shared.runtime.clone(),
-            shared.config.fuse.max_waiting,
+            shared.places.share(),
         )
     }
 
