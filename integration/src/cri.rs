@@ -8,10 +8,11 @@ use anyhow::Context as _;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListImagesRequest, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
+    ImageFsInfoRequest, ImageSpec, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListImagesRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PullImageRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest,
 };
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -69,6 +70,13 @@ impl Cri {
         let request = RemoveImageRequest { image: Some(image(reference)) };
         self.runtime.block_on(self.images.remove_image(request))?;
         Ok(())
+    }
+
+    /// Bytes that images and containers take, as kubelet is told.
+    pub fn image_bytes(&mut self) -> anyhow::Result<u64> {
+        let reply = self.runtime.block_on(self.images.image_fs_info(ImageFsInfoRequest {}))?;
+        let used = reply.into_inner().image_filesystems.into_iter().filter_map(|f| f.used_bytes);
+        used.map(|used| used.value).max().context("CRI knows no image file system")
     }
 
     /// Starts a pod with the host's namespaces.

@@ -6,6 +6,7 @@ mod completion;
 mod control;
 mod corners;
 mod debian;
+mod disk;
 mod entitled;
 mod fixtures;
 mod full_disk;

@@ -9,6 +9,7 @@
 
 mod pieces;
 mod pull;
+mod rot;
 mod serve;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::pieces::{Checked, DATA, Pieces};
 pub use self::pull::PullThrough;
+pub use self::rot::Rot;
 use crate::fetch::{Cause, Failure, Fetcher};
 use crate::metrics::Metrics;
 use crate::planner::{BlobId, Why};

@@ -7,6 +7,7 @@
 //! `blobs-v1/` and `layers-v1/`, and their last use is their directory's modification time.
 
 mod held;
+mod stored;
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,7 +23,6 @@ use tokio::task::{JoinError, spawn_blocking};
 use crate::blob::{self, Blob, Shared};
 use crate::disk;
 use crate::documents::{self, Documents};
-use crate::evict;
 use crate::fetch::Fetcher;
 use crate::layer::{self, LayerFiles};
 use crate::metrics::Metrics;
@@ -32,6 +32,7 @@ use crate::space::Space;
 use crate::upkeep;
 
 pub use self::held::{Held, WeakCache};
+pub use self::stored::{Entry, Prune};
 
 pub(crate) const BLOBS: &str = "blobs-v1";
 pub(crate) const LAYERS: &str = "layers-v1";
@@ -165,6 +166,12 @@ impl Cache {
 
     /// The blob, made if there is none on disk. All callers share one per digest. Blocks briefly.
     pub fn blob(&self, blob: BlobRef) -> Result<Arc<Blob>, blob::Error> {
+        let opened = self.opened(blob)?;
+        touched(&self.inner.blob_dir(opened.digest()));
+        Ok(opened)
+    }
+
+    fn opened(&self, blob: BlobRef) -> Result<Arc<Blob>, blob::Error> {
         let mut open = self.inner.open();
         let dir = self.inner.blob_dir(blob.digest);
         if let Some(known) = open.blobs.get(&blob.digest) {
@@ -182,7 +189,6 @@ impl Cache {
         let digest = blob.digest;
         let opened = Arc::new(Blob::open(&dir, blob, self.inner.shared.clone())?);
         open.blobs.insert(digest, Arc::clone(&opened));
-        touched(&dir);
         Ok(opened)
     }
 
@@ -196,10 +202,24 @@ impl Cache {
         }
     }
 
-    /// While the pin lives, the layer isn't evicted.
+    /// As [`Self::layer`], but that isn't a use of it.
+    pub fn peek_layer(&self, blob: Digest) -> Arc<LayerFiles> {
+        self.inner.layer_files(blob)
+    }
+
+    /// While the pin lives, the layer isn't evicted. Its end is a use of the layer.
     pub fn pin_layer(&self, blob: Digest) -> Pin {
+        self.pin(blob, true)
+    }
+
+    /// As [`Self::pin_layer`], but that isn't a use of it.
+    pub fn pin_layer_untouched(&self, blob: Digest) -> Pin {
+        self.pin(blob, false)
+    }
+
+    fn pin(&self, blob: Digest, is_use: bool) -> Pin {
         *self.inner.open().pins.entry(blob).or_default() += 1;
-        Pin { blob, inner: Arc::clone(&self.inner) }
+        Pin { blob, is_use, inner: Arc::clone(&self.inner) }
     }
 
     /// Manifests and configurations; bounded by themselves, beside the quota.
@@ -210,21 +230,6 @@ impl Cache {
     pub fn usage(&self) -> Usage {
         let space = &self.inner.shared.space;
         Usage { used_bytes: space.used(), quota_bytes: space.quota_bytes }
-    }
-
-    /// Evicts everything that isn't in use. The bytes freed.
-    pub async fn prune(&self) -> Result<u64, Error> {
-        let inner = Arc::clone(&self.inner);
-        let job = move || {
-            let mut candidates = inner.candidates()?;
-            let used: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
-            // Those are of layers in use.
-            candidates.retain(|candidate| candidate.what != evict::What::Chunks);
-            let freed = inner.evict(evict::victims(candidates, u64::MAX));
-            inner.shared.space.correct(used - freed.min(used));
-            Ok(freed)
-        };
-        spawn_blocking(job).await.map_err(|source| Error::Job { source })?
     }
 
     /// Evicts something, after a write to a layer's data file failed with "no space left on
@@ -287,6 +292,7 @@ impl Inner {
 #[derive(Debug)]
 pub struct Pin {
     blob: Digest,
+    is_use: bool,
     inner: Arc<Inner>,
 }
 
@@ -297,7 +303,9 @@ impl Drop for Pin {
             *count -= 1;
             if *count == 0 {
                 open.pins.remove(&self.blob);
-                touched(&self.inner.layer_dir(self.blob));
+                if self.is_use {
+                    touched(&self.inner.layer_dir(self.blob));
+                }
             }
         }
     }

@@ -53,18 +53,33 @@ pub fn touch(dir: &Path) -> io::Result<()> {
 
 /// The bytes that the files in `dir` occupy, holes not counted. No directory, no bytes.
 pub fn allocated(dir: &Path) -> io::Result<u64> {
+    Ok(files(dir)?.iter().sum())
+}
+
+/// The bytes that `dir` and the files in it occupy, and how many they are.
+pub fn occupied(dir: &Path) -> io::Result<(u64, u64)> {
+    let own = match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
+        metadata => metadata?.blocks() * 512,
+    };
+    let files = files(dir)?;
+    Ok((own + files.iter().sum::<u64>(), 1 + files.len() as u64))
+}
+
+/// What each file in `dir` occupies, in bytes.
+fn files(dir: &Path) -> io::Result<Vec<u64>> {
     let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut total = 0;
+    let mut files = Vec::new();
     for entry in entries {
-        total += match entry?.metadata() {
-            Ok(metadata) => metadata.blocks() * 512,
+        match entry?.metadata() {
+            Ok(metadata) => files.push(metadata.blocks() * 512),
             // Replaced or evicted while we looked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
-        };
+        }
     }
-    Ok(total)
+    Ok(files)
 }

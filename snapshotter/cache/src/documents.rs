@@ -77,6 +77,11 @@ impl Documents {
         Ok(Self { dir, known: Mutex::new(known) })
     }
 
+    /// Bytes of all documents.
+    pub fn bytes(&self) -> u64 {
+        self.known().bytes
+    }
+
     /// Keeps a document, which came under the rights of `scope` if there is one. What had to go for
     /// it, the least recently used first, is returned.
     pub fn put(

@@ -104,6 +104,11 @@ impl LayerFiles {
         }
     }
 
+    /// Whether there is something that [`Self::load`] should find.
+    pub fn has_objects(&self) -> bool {
+        self.dir.join(TABLE).exists()
+    }
+
     /// The stored piece table, if there is one of this layer. Blocks.
     pub fn table(&self) -> Result<Option<PieceTable>, Error> {
         let blob = self.blob;
@@ -244,7 +249,7 @@ impl LayerFiles {
     }
 
     /// Removes the data file, if nobody has it open. Whether it did.
-    pub(crate) fn evict_data(&self) -> Result<bool, Error> {
+    pub fn evict_data(&self) -> Result<bool, Error> {
         let mut data = self.data();
         if data.as_ref().is_some_and(is_shared) {
             return Ok(false);
@@ -269,7 +274,7 @@ impl LayerFiles {
     }
 
     /// Removes everything, if nobody has the data file open. Whether it did.
-    pub(crate) fn evict(&self) -> Result<bool, Error> {
+    pub fn evict(&self) -> Result<bool, Error> {
         let mut data = self.data();
         if data.as_ref().is_some_and(is_shared) {
             return Ok(false);

@@ -10,12 +10,13 @@ mod fetch;
 pub mod layer;
 mod metrics;
 pub mod planner;
+pub mod scrub;
 pub mod source;
 mod space;
 mod upkeep;
 
-pub use blob::{Blob, PullThrough};
-pub use cache::{Cache, Config, Held, Pin, Usage, WeakCache};
+pub use blob::{Blob, PullThrough, Rot};
+pub use cache::{Cache, Config, Entry, Held, Pin, Prune, Usage, WeakCache};
 pub use documents::Documents;
 pub use layer::{Hold, LayerData, LayerFiles, LayerObjects, Spans};
 pub use source::{

@@ -104,7 +104,8 @@ impl Upkeep {
             // Layers may be mounted that nobody has pinned yet.
             candidates.retain(|candidate| candidate.what <= What::PartialBlob);
         }
-        let freed = inner.evict(evict::victims(candidates, excess));
+        let gone = inner.evict(evict::victims(candidates, excess));
+        let freed: u64 = gone.iter().map(|gone| gone.bytes).sum();
         used -= freed.min(used);
         inner.shared.space.correct(used);
         self.measured = Some((Instant::now(), used));
@@ -202,9 +203,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Evicts what isn't in use by now. The bytes freed.
-    pub fn evict(&self, victims: Vec<Candidate>) -> u64 {
-        let mut freed = 0;
+    /// Evicts what isn't in use by now. What went, with the bytes that it freed.
+    pub fn evict(&self, victims: Vec<Candidate>) -> Vec<Candidate> {
+        let mut gone = Vec::new();
         for victim in victims {
             let (what, digest, bytes) = (victim.what.name(), victim.digest, victim.bytes);
             let whole = |gone| if gone { bytes } else { 0 };
@@ -218,17 +219,18 @@ impl Inner {
                 Ok(0) => {}
                 Ok(bytes) => {
                     debug!(what, %digest, bytes, "evicted");
-                    freed += bytes;
+                    gone.push(Candidate { bytes, ..victim });
                     let label = Evicted { what };
                     self.shared.metrics.evicted.get_or_create(&label).inc_by(bytes);
                 }
                 Err(error) => warn!(what, %digest, %error, "could not be evicted"),
             }
         }
-        if freed > 0 {
-            info!(bytes = freed, "evicted from the cache");
+        if !gone.is_empty() {
+            let bytes: u64 = gone.iter().map(|gone| gone.bytes).sum();
+            info!(bytes, "evicted from the cache");
         }
-        freed
+        gone
     }
 
     /// Moves the directory away under the lock, so that nobody opens it half removed.

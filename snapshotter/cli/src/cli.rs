@@ -155,6 +155,9 @@ pub enum Command {
     /// Build, show and move layer indexes
     #[command(subcommand)]
     Index(Index),
+    /// Show, check and give up what is cached on this node
+    #[command(subcommand)]
+    Cache(Cache),
     /// Check this node: kernel, FUSE, containerd and its configuration, skimmerd, registries
     #[command(
         after_help = "Examples:\n  skimmer doctor\n  skimmer doctor --registry registry.example.com\n  \
@@ -199,6 +202,34 @@ pub enum Index {
         /// `-`: standard input.
         file: PathBuf,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Cache {
+    /// Show what takes the space, the largest first
+    #[command(
+        after_help = "Examples:\n  skimmer cache show\n  skimmer cache show --limit 0 --output json"
+    )]
+    Show {
+        /// Most entries listed; 0: all of them.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Give up what no snapshot and no reader uses: blobs and layers; they are fetched again when needed
+    #[command(
+        after_help = "Examples:\n  skimmer cache prune\n  skimmer cache prune --all --output json"
+    )]
+    Prune {
+        /// Also parts of mounted layers that nobody has read.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Read everything that is cached and compare it with what it should be; what is wrong isn't used any more
+    #[command(
+        after_help = "Exit codes: 0 all of it is right, 1 something was wrong or could not be checked.\n\n\
+                            Example:\n  skimmer cache verify"
+    )]
+    Verify,
 }
 
 #[derive(Args, Debug)]

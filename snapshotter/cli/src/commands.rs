@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod cache;
 mod control;
 mod doctor;
 mod get;
@@ -33,6 +34,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Task { control, command } => control::task(&global, &control, command).await,
         Command::Event { control, command } => control::event(&global, &control, command).await,
         Command::Index(command) => index::run(&global, command).await,
+        Command::Cache(command) => return cache::run(&global, command).await,
         Command::Doctor(options) => return doctor::run(&global, options).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skimmer", &mut std::io::stdout());

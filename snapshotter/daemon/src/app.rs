@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
 use skimmer_index::tar::Limits;
-use skimmer_layers::{FuseConfig, Layers};
+use skimmer_layers::{FuseConfig, Layers, Scrub};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::Registry;
 use skimmer_service::health::{self, Health};
@@ -154,7 +154,14 @@ fn layers(
         },
         ..skimmer_layers::Config::new(config.root.join("snapshots/m"))
     };
-    Ok(Layers::open(settings, cache, store, metrics)?)
+    let layers = Layers::open(settings, cache, store, metrics)?;
+    if !config.cache.scrub_interval.is_zero() {
+        layers.scrub(Scrub {
+            interval: config.cache.scrub_interval,
+            bytes_per_second: config.cache.scrub_bytes_per_second,
+        });
+    }
+    Ok(layers)
 }
 
 fn snapshotter(

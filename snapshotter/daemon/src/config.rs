@@ -97,6 +97,11 @@ pub struct Swarm {
 pub struct Cache {
     /// 0: 80 % of the file system that holds `root`.
     pub quota_bytes: u64,
+    /// How often everything cached is checked for bit rot; zero: never.
+    #[serde(with = "humantime_serde")]
+    pub scrub_interval: Duration,
+    /// How fast; 0: as fast as the disk is idle.
+    pub scrub_bytes_per_second: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,10 +232,13 @@ impl Default for Swarm {
     }
 }
 
-#[expect(clippy::derivable_impls, reason = "the defaults stand together, each in words")]
 impl Default for Cache {
     fn default() -> Self {
-        Self { quota_bytes: 0 }
+        Self {
+            quota_bytes: 0,
+            scrub_interval: Duration::from_secs(14 * 24 * 3600),
+            scrub_bytes_per_second: 20 << 20,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns: nothing but handles of the stages.
 //! Does not own: any decision about layers, images or containerd.
 
+mod cache;
 mod check;
 mod convert;
 mod documents;
@@ -19,7 +20,9 @@ use skimmer_proto::node::node_server;
 use skimmer_proto::node::{
     BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest, GetPart,
     GetRequest, ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, PeersRequest,
-    PeersResponse, Progress, PullRequest, ShowIndexRequest, ShowIndexResponse,
+    PeersResponse, Progress, PruneCacheRequest, PruneCacheResponse, PullRequest, ShowCacheRequest,
+    ShowCacheResponse, ShowIndexRequest, ShowIndexResponse, VerifyCacheProgress,
+    VerifyCacheRequest,
 };
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::{Platform, Registry};
@@ -57,6 +60,7 @@ impl node_server::Node for Node {
     type BuildIndexStream = Answers<Progress>;
     type ExportIndexStream = Answers<IndexBytes>;
     type GetStream = Answers<GetPart>;
+    type VerifyCacheStream = Answers<VerifyCacheProgress>;
 
     async fn images(
         &self,
@@ -177,6 +181,28 @@ impl node_server::Node for Node {
             swarm: self.swarm.clone(),
         };
         Ok(Response::new(getter.get(request.into_inner()).await?))
+    }
+
+    async fn show_cache(
+        &self,
+        _: Request<ShowCacheRequest>,
+    ) -> Result<Response<ShowCacheResponse>, Status> {
+        Ok(Response::new(cache::show(&self.documents.cache).await?))
+    }
+
+    async fn prune_cache(
+        &self,
+        request: Request<PruneCacheRequest>,
+    ) -> Result<Response<PruneCacheResponse>, Status> {
+        let all = request.into_inner().all;
+        Ok(Response::new(cache::prune(&self.documents.cache, all).await?))
+    }
+
+    async fn verify_cache(
+        &self,
+        _: Request<VerifyCacheRequest>,
+    ) -> Result<Response<Self::VerifyCacheStream>, Status> {
+        Ok(Response::new(cache::verify(self.layers.clone(), self.documents.cache.clone())))
     }
 
     async fn check(

@@ -11,6 +11,7 @@
 //! - Once a fill is [condemned](Fill::condemn), nobody reads by it any more.
 
 mod lies;
+mod mend;
 mod streak;
 mod write;
 
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use lies::Lies;
+pub use mend::{Mended, readable, same_within};
 use streak::Streak;
 use write::Writer;
 pub use write::copy_within;
@@ -57,6 +59,8 @@ pub enum Error {
          blob says {expected}"
     )]
     Content { chunk: usize, expected: Digest, actual: Digest },
+    #[error("read chunk {chunk} from the data file")]
+    ReadData { chunk: usize, source: io::Error },
     #[error("write chunk {chunk} to the data file")]
     Write { chunk: usize, source: io::Error },
     #[error("decoding chunk {chunk} was interrupted")]
@@ -316,7 +320,7 @@ impl Fill {
     }
 
     /// Has the blob's bytes of `chunk` on disk, trying again until the deadline if a reader waits.
-    async fn fetch(&self, chunk: usize, class: Class) -> Result<(), Error> {
+    pub async fn fetch(&self, chunk: usize, class: Class) -> Result<(), Error> {
         let started = Instant::now();
         let mut pause = PAUSE;
         loop {
@@ -347,8 +351,21 @@ impl Fill {
         if self.data.has(chunk) {
             return Ok(());
         }
-        let failed = |source| Error::Decode { chunk, source };
         let write_failed = |source| Error::Write { chunk, source };
+        let mut out = Writer::new(self.data.file(), self.index.chunks[chunk].data.start);
+        self.decode_into(chunk, &mut |bytes| out.push(bytes))?;
+        out.finish().map_err(write_failed)?;
+        for copy in self.index.copies_from(chunk) {
+            copy_within(self.data.file(), copy).map_err(write_failed)?;
+        }
+        self.data.mark(chunk);
+        self.metrics.chunks.inc();
+        Ok(())
+    }
+
+    /// Decodes `chunk` from the blob on disk.
+    fn decode_into(&self, chunk: usize, out: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+        let failed = |source| Error::Decode { chunk, source };
         let span = &self.index.chunks[chunk];
         let mut decoder = ChunkDecoder::new(&self.index, chunk).map_err(failed)?;
         let expected = match &self.proof {
@@ -356,12 +373,11 @@ impl Fill {
             Proof::Chunks(digests) => digests.get(chunk).copied(),
         };
         let mut hash = Sha256::new();
-        let mut out = Writer::new(self.data.file(), span.data.start);
         let mut take = |bytes: &[u8]| {
             if expected.is_some() {
                 hash.update(bytes);
             }
-            out.push(bytes);
+            out(bytes);
         };
         let mut compressed = vec![0; STEP_BYTES];
         let mut at = span.blob.start;
@@ -374,18 +390,10 @@ impl Fill {
         }
         decoder.finish().map_err(failed)?;
         let actual = Digest::from_bytes(hash.finalize().into());
-        if let Some(expected) = expected
-            && expected != actual
-        {
-            return Err(Error::Content { chunk, expected, actual });
+        match expected {
+            Some(expected) if expected != actual => Err(Error::Content { chunk, expected, actual }),
+            _ => Ok(()),
         }
-        out.finish().map_err(write_failed)?;
-        for copy in self.index.copies_from(chunk) {
-            copy_within(self.data.file(), copy).map_err(write_failed)?;
-        }
-        self.data.mark(chunk);
-        self.metrics.chunks.inc();
-        Ok(())
     }
 }
 

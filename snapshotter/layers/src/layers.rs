@@ -6,6 +6,8 @@
 
 mod batch;
 pub(crate) mod bundle;
+mod rot;
+mod scrub;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +22,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 pub use bundle::{Error as BundleError, Shown};
+pub use rot::{Checked, Error as CheckError, Pause};
+pub use scrub::Scrub;
 pub use status::{Mode, Status};
 
 use crate::config::Config;
@@ -30,11 +34,11 @@ use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
 use crate::mount::{self, Mounts, error_chain};
+use crate::turns::Places;
 
 /// Layers that are completed in the background at once.
 const BACKGROUND_LAYERS: usize = 1;
 
-use crate::turns::Places;
 /// Table of blobs whose index has been proved on this node: key: SHA-256, value: empty.
 const PROVED: &str = "layers-proved-v1";
 
@@ -66,12 +70,12 @@ pub(crate) struct Shared {
     pub runtime: Handle,
     pub buffers: Arc<Buffers>,
     pub decoders: Arc<Decoders>,
+    /// For reads that wait for bytes.
+    pub places: Arc<Places>,
     pub pulls: Semaphore,
     pub background: Arc<Semaphore>,
     started: Instant,
     proved: Table,
-    /// For reads that wait for bytes.
-    pub places: Arc<Places>,
     wrong_tocs: Table,
     /// Where indexes are shared with other nodes, if they are.
     pub indexes: OnceLock<Arc<dyn Indexes>>,
@@ -100,11 +104,11 @@ impl Layers {
             runtime: Handle::current(),
             buffers: Arc::default(),
             decoders: Arc::new(Decoders::new(processors)),
+            places: Places::new(config.fuse.max_waiting),
             pulls: Semaphore::new(config.pulls.max(1)),
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
             started: Instant::now(),
             proved: store.table(PROVED),
-            places: Places::new(config.fuse.max_waiting),
             wrong_tocs: store.table(WRONG_TOCS),
             indexes: OnceLock::new(),
             layers: Mutex::default(),

@@ -16,7 +16,7 @@ mod turns;
 pub use config::{Config, FuseConfig};
 pub use indexes::Indexes;
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
-pub use layers::{BundleError, Layers, Mode, Shown, Status};
+pub use layers::{BundleError, CheckError, Checked, Layers, Mode, Pause, Scrub, Shown, Status};
 pub use mount::error_chain;
 pub use skimmer_index::toc::annotated as toc_digest;
 pub use state::State;

@@ -18,6 +18,10 @@ pub struct Metrics {
     pub pulls: Counter,
     pub failed_pulls: Counter,
     pub pulled_bytes: Counter,
+    pub checked_bytes: Counter,
+    pub rotten_pieces: Counter,
+    pub rotten_chunks: Counter,
+    pub rotten_objects: Counter,
     fault_wait: Histogram,
     pull_time: Histogram,
 }
@@ -34,6 +38,10 @@ impl Metrics {
             pulls: Counter::default(),
             failed_pulls: Counter::default(),
             pulled_bytes: Counter::default(),
+            checked_bytes: Counter::default(),
+            rotten_pieces: Counter::default(),
+            rotten_chunks: Counter::default(),
+            rotten_objects: Counter::default(),
             // 0.5 ms to 65 s, then one for what is longer.
             fault_wait: Histogram::new(exponential_buckets(0.0005, 2.0, 18)),
             // 10 ms to 330 s.
@@ -49,6 +57,14 @@ impl Metrics {
             ("pulls", "Layers pulled through", &metrics.pulls),
             ("failed_pulls", "Layers whose pull-through failed", &metrics.failed_pulls),
             ("pulled_bytes", "Compressed bytes of layers pulled through", &metrics.pulled_bytes),
+            ("checked_bytes", "Cached bytes checked for bit rot", &metrics.checked_bytes),
+            ("rotten_pieces", "Cached pieces that had changed on disk", &metrics.rotten_pieces),
+            ("rotten_chunks", "Decoded chunks that had changed on disk", &metrics.rotten_chunks),
+            (
+                "rotten_objects",
+                "Indexes and inodes that had changed on disk",
+                &metrics.rotten_objects,
+            ),
         ] {
             registry.register(name, help, counter.clone());
         }

@@ -31,8 +31,12 @@ pub trait LayerStore: Send + Sync + 'static {
     /// in them: their metadata is made up. Not the root; bounded, those near the root first.
     async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError>;
 
-    /// Disk space that the layer takes now.
+    /// Disk space that the layer takes now, that of its blob included.
     async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError>;
+
+    /// A snapshot's content is the layer of this blob: what there is of it stays, also if the layer isn't
+    /// mounted, until it is released.
+    fn keep(&self, blob: &Digest);
 
     /// No snapshot uses the layer of this blob any more: unmounts it, when nobody else does.
     async fn release(&self, blob: &Digest);

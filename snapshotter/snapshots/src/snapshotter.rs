@@ -20,6 +20,7 @@ mod rebuild;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -124,6 +125,12 @@ impl Snapshotter {
         // Before anything is deleted in which they are.
         let remaps = Remaps::open(&config.root).map_err(Error::Remaps)?;
         let rebuilt = rebuild::reconcile(&folders, records.as_ref())?;
+        records.visit(&mut |snapshot| {
+            if let Some(layer) = &snapshot.layer {
+                layers.keep(&layer.blob.digest);
+            }
+            ControlFlow::Continue(())
+        })?;
         let metrics = Metrics::register(registry);
         let inner = Inner {
             config,
@@ -235,8 +242,14 @@ impl Snapshotter {
     pub async fn usage(&self, name: String) -> Result<Usage, Error> {
         let snapshot = self.stat(name).await?;
         if let Some(layer) = &snapshot.layer {
-            let usage = self.0.layers.usage(layer).await;
-            return usage.map_err(|source| Error::layer(layer, source));
+            let layers = self.0.layers.usage(layer).await;
+            let layers = layers.map_err(|source| Error::layer(layer, source))?;
+            // Its cover.
+            let own = self.blocking(move |inner| Ok(inner.folders.usage(snapshot.id)?)).await?;
+            return Ok(Usage {
+                bytes: layers.bytes + own.bytes,
+                inodes: layers.inodes + own.inodes,
+            });
         }
         match snapshot.kind {
             Kind::View => Ok(Usage::default()),
@@ -284,6 +297,7 @@ impl Inner {
             }
             return Err(error.into());
         }
+        Ok(new.clone())
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
@@ -297,7 +311,6 @@ impl Inner {
             {
                 let error = &left as &dyn std::error::Error;
                 warn!(
-        Ok(new.clone())
                     snapshot = name,
                     error, "the folder of a snapshot that could not be removed is lost"
                 );

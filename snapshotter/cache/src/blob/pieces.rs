@@ -102,10 +102,7 @@ impl Pieces {
     /// Starts over with an empty data file, whatever there was.
     fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
         disk::remove_durably(dir, CHECKPOINT)?;
-        let temporary = dir.join("data.tmp");
-        disk::remove(&temporary)?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary)?;
-        file.set_len(geometry.blob_len())?;
+        let (file, temporary) = new_file(dir, geometry)?;
         fs::rename(&temporary, dir.join(DATA))?;
         let (present, root, bits) = empty(geometry);
         Ok(Self::with(dir, geometry, file, false, present, Verified { root, bits }))
@@ -184,6 +181,44 @@ impl Pieces {
         if !self.verified().bits.get(piece as usize) && self.present.clear(piece as usize) {
             self.dirty.store(true, Ordering::Release);
         }
+    }
+
+    /// Says that pieces which were verified have gone bad. False: the file can't be written, so they
+    /// can't come back in this one.
+    pub fn forget_verified(&self, wrong: &[u32]) -> bool {
+        if self.sealed.load(Ordering::Acquire) {
+            return false;
+        }
+        let verified = self.verified();
+        for piece in wrong {
+            verified.bits.clear(*piece as usize);
+            self.present.clear(*piece as usize);
+        }
+        self.dirty.store(true, Ordering::Release);
+        true
+    }
+
+    /// Another incarnation, with the pieces of this one but for the `wrong` ones. This one has no
+    /// checkpoint from now on. Blocks.
+    pub fn salvage(&self, wrong: &[u32]) -> io::Result<Self> {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let (file, temporary) = new_file(&self.dir, self.geometry)?;
+        let (present, _, bits) = empty(self.geometry);
+        let verified = self.verified();
+        for piece in (0..self.geometry.pieces()).filter(|piece| !wrong.contains(piece)) {
+            if self.present.get(piece as usize) && verified.bits.get(piece as usize) {
+                let bytes = self.read(piece, BytesMut::new())?;
+                file.write_all_at(&bytes, self.geometry.span(piece).start)?;
+                present.set(piece as usize);
+                bits.set(piece as usize);
+            }
+        }
+        disk::remove_durably(&self.dir, CHECKPOINT)?;
+        fs::rename(&temporary, self.dir.join(DATA))?;
+        let verified = Verified { root: verified.root, bits };
+        let fresh = Self::with(&self.dir, self.geometry, file, false, present, verified);
+        fresh.dirty.store(true, Ordering::Release);
+        Ok(fresh)
     }
 
     /// Writes a piece, if it matches the table, and says that it is there. Blocks.
@@ -265,6 +300,15 @@ impl Pieces {
         }
         Ok(())
     }
+}
+
+/// An empty data file that has no name yet but that of a left-over.
+fn new_file(dir: &Path, geometry: Geometry) -> io::Result<(File, PathBuf)> {
+    let temporary = dir.join("data.tmp");
+    disk::remove(&temporary)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary)?;
+    file.set_len(geometry.blob_len())?;
+    Ok((file, temporary))
 }
 
 const fn shape(geometry: Geometry) -> Shape {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use skimmer_proto::{Digest, PieceTable};
 use tokio::task::spawn_blocking;
 
-use super::{BLOBS, Cache, Error, Inner};
+use super::{BLOBS, Cache, Error, Inner, touched};
 use crate::blob::{self, Blob, Pieces};
 use crate::source::{BlobKind, BlobRef};
 
@@ -20,6 +20,15 @@ pub struct Held {
 impl Cache {
     /// The blob, if it is open or has bytes on disk. Blocks briefly.
     pub fn held(&self, digest: Digest) -> Result<Option<Held>, blob::Error> {
+        let held = self.peek(digest)?;
+        if held.is_some() {
+            touched(&self.inner.blob_dir(digest));
+        }
+        Ok(held)
+    }
+
+    /// As [`Self::held`], but that isn't a use of it.
+    pub fn peek(&self, digest: Digest) -> Result<Option<Held>, blob::Error> {
         let dir = self.inner.blob_dir(digest);
         let open = self.inner.open().blobs.get(&digest).cloned();
         let blob = match open {
@@ -29,7 +38,7 @@ impl Cache {
                 let failed = |source| blob::Error::Open { digest, dir: dir.clone(), source };
                 let Some((len, _)) = stored.map_err(failed)? else { return Ok(None) };
                 let origins = Vec::new();
-                self.blob(BlobRef { digest, len, kind: BlobKind::Blob, origins })?
+                self.opened(BlobRef { digest, len, kind: BlobKind::Blob, origins })?
             }
         };
         let table = blob.table().or_else(|| self.stored_table(&blob));

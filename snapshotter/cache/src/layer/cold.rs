@@ -135,7 +135,7 @@ impl LayerData {
         if victims.is_empty() {
             return Ok(0);
         }
-        self.checkpoint()?;
+        self.say_absent()?;
         let mut freed = 0;
         for (chunk, ranges) in victims {
             let _alone = self.usage.held.write().unwrap_or_else(PoisonError::into_inner);
@@ -150,6 +150,29 @@ impl LayerData {
             }
         }
         Ok(freed)
+    }
+
+    /// What is there of `chunk` is wrong: it counts as absent from now on, and becomes a hole, so that
+    /// what it is to be can be written by whoever leaves zeros out. False: it can't, because the file is
+    /// [kept](Self::keep) or the chunk isn't there. Readers wait meanwhile. Blocks.
+    pub fn distrust(&self, chunk: usize, ranges: &[Range<u64>]) -> Result<bool, Error> {
+        let _alone = self.usage.held.write().unwrap_or_else(PoisonError::into_inner);
+        if self.usage.kept.load(Ordering::Acquire) > 0 || !self.has(chunk) {
+            return Ok(false);
+        }
+        self.forget(chunk);
+        self.say_absent()?;
+        for range in ranges {
+            self.punch(range.clone())
+                .map_err(|source| Error::Punch { blob: self.blob(), source })?;
+        }
+        Ok(true)
+    }
+
+    /// Has the disk know what is absent. A full one has no room for another checkpoint; without any, all
+    /// chunks are decoded again after a crash.
+    fn say_absent(&self) -> Result<(), Error> {
+        self.checkpoint().or_else(|_| self.drop_checkpoint())
     }
 
     fn is_punchable(&self) -> bool {

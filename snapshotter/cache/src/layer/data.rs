@@ -168,6 +168,13 @@ impl LayerData {
         })
     }
 
+    /// As if there had never been one.
+    pub(super) fn drop_checkpoint(&self) -> Result<(), Error> {
+        let _retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        disk::remove_durably(&self.dir, CHUNKS)
+            .map_err(|source| Error::Remove { blob: self.blob, source })
+    }
+
     pub(super) const fn blob(&self) -> Digest {
         self.blob
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::registry::Registry;
-use skimmer_cache::{Cache, Config, Sources, Spans};
+use skimmer_cache::{Cache, Config, Prune, Sources, Spans};
 use skimmer_proto::{Digest, Geometry, PieceTable};
 
 use crate::twin::{Twin, bytes, config, open, pulled, table};
@@ -102,12 +102,12 @@ async fn blobs_go_before_layers_and_the_least_recently_used_first() {
     assert!(has("layers-v1", unused, "index"), "indexes are small");
     assert!(has("layers-v1", pinned, "data"));
     until("usage is known", || cache.usage().used_bytes.abs_diff(2 * MIB) < MIB / 4).await;
-    cache.prune().await.unwrap();
+    cache.prune(Prune::Unused).await.unwrap();
     assert!(!dir(root, "layers-v1", unused).exists());
     let files = cache.layer(pinned).unwrap();
     assert!(files.open_data(2 * MIB, 2).unwrap().complete());
     drop(pin);
-    cache.prune().await.unwrap();
+    cache.prune(Prune::Unused).await.unwrap();
     assert!(!dir(root, "layers-v1", pinned).exists());
     assert!(cache.usage().used_bytes < MIB);
     assert!(!files.open_data(2 * MIB, 2).unwrap().has(0));
@@ -150,7 +150,7 @@ async fn chunks_that_nobody_reads_of_a_layer_in_use_go_last() {
         assert!(back == content[chunk << 20..(chunk + 1) << 20], "chunk {chunk}");
     }
     let before = data.present();
-    cache.prune().await.unwrap();
+    cache.prune(Prune::Unused).await.unwrap();
     assert_eq!(data.present(), before, "it is in use");
 }
 
@@ -163,13 +163,14 @@ async fn what_is_open_stays() {
     let read = layer(&cache, b"read").await;
     let data = cache.layer(read).unwrap().open_data(2 * MIB, 2).unwrap();
     let held = cache.blob(twin.add(&bytes(2 << 20, 1))).unwrap();
-    let freed = cache.prune().await.unwrap();
+    let gone = cache.prune(Prune::Unused).await.unwrap();
+    let freed: u64 = gone.iter().map(|gone| gone.bytes).sum();
     assert!((2 * MIB..3 * MIB).contains(&freed), "{freed}");
     assert!(dir(root.path(), "blobs-v1", digest).exists());
     assert!(!dir(root.path(), "blobs-v1", other).exists());
     assert!(dir(root.path(), "layers-v1", read).join("data").exists());
     drop((data, held));
-    cache.prune().await.unwrap();
+    cache.prune(Prune::Unused).await.unwrap();
     assert!(!dir(root.path(), "blobs-v1", digest).exists());
     // What was evicted is fetched again, as if it had never been there.
     let blob = cache.blob(twin.add(&bytes(2 << 20, 1))).unwrap();

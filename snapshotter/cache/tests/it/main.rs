@@ -7,5 +7,6 @@ mod crash;
 mod evict;
 mod failures;
 mod layers;
+mod rot;
 mod scattered;
 mod twin;

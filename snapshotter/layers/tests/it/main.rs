@@ -6,5 +6,6 @@ mod bad;
 mod cold;
 mod lazy;
 mod node;
+mod rot;
 mod toc;
 mod tree;

@@ -3,70 +3,79 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use skimmer_cache::{Blame, Cache, FetchError};
-use skimmer_layers::{Cause, Failure, LayerSpec, Layers};
+use skimmer_cache::{Blame, Cache, FetchError, Pin};
+use skimmer_layers::{Cause, Failure, Layer, LayerSpec, Layers};
 use skimmer_proto::Digest;
 
 use super::{LayerBlame, LayerError, LayerStore};
-use crate::{Binding, Usage, usage};
+use crate::{Binding, Usage};
 
 /// The layers of this node.
 pub struct Served {
     layers: Layers,
     cache: Cache,
+    kept: Mutex<BTreeMap<Digest, Pin>>,
 }
 
 impl Served {
     pub fn new(layers: Layers, cache: Cache) -> Self {
-        Self { layers, cache }
+        Self { layers, cache, kept: Mutex::default() }
+    }
+
+    fn begun(&self, layer: &Binding) -> Arc<Layer> {
+        self.keep(&layer.blob.digest);
+        self.layers.begin(layer.clone().into())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<Digest, Pin>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl LayerStore for Served {
     fn begin(&self, layer: &Binding) {
-        self.layers.begin(layer.clone().into());
+        self.begun(layer);
     }
 
     async fn ready(&self, layer: &Binding) -> Result<(), LayerError> {
-        self.layers.begin(layer.clone().into()).ready().await.map_err(failed)
+        self.begun(layer).ready().await.map_err(failed)
     }
 
     async fn mount(&self, layer: &Binding) -> Result<PathBuf, LayerError> {
-        let mounted = self.layers.begin(layer.clone().into()).mount().await.map_err(failed)?;
+        let mounted = self.begun(layer).mount().await.map_err(failed)?;
         Ok(mounted.path)
     }
 
     fn place(&self, layer: &Binding) -> PathBuf {
-        self.layers.begin(layer.clone().into()).place()
+        self.begun(layer).place()
     }
 
     async fn implicit_dirs(&self, layer: &Binding) -> Result<Vec<PathBuf>, LayerError> {
-        self.layers.begin(layer.clone().into()).implicit_dirs().await.map_err(failed)
+        self.begun(layer).implicit_dirs().await.map_err(failed)
     }
 
     async fn usage(&self, layer: &Binding) -> Result<Usage, LayerError> {
         let (cache, blob) = (self.cache.clone(), layer.blob.digest);
-        let measured = tokio::task::spawn_blocking(move || {
-            let files = cache.layer(blob).map_err(|error| local("look at its files", error))?;
-            match files.inodes_path().parent().map(usage::measure) {
-                // Nothing of it has come yet.
-                None => Ok(Usage::default()),
-                Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(Usage::default())
-                }
-                Some(measured) => measured.map_err(|error| local("measure its files", error)),
-            }
-        });
-        measured.await.map_err(|error| local("measure its files", error))?
+        let measured = tokio::task::spawn_blocking(move || cache.occupied(blob)).await;
+        let measured = measured.map_err(|error| local("measure its files", error))?;
+        let (bytes, inodes) = measured.map_err(|error| local("measure its files", error))?;
+        Ok(Usage { bytes, inodes })
+    }
+
+    fn keep(&self, blob: &Digest) {
+        self.kept().entry(*blob).or_insert_with(|| self.cache.pin_layer(*blob));
     }
 
     async fn release(&self, blob: &Digest) {
+        // Before the layer's own: whoever begins it meanwhile keeps it anew.
+        drop(self.kept().remove(blob));
         self.layers.release(*blob).await;
     }
 }

@@ -1,0 +1,283 @@
+//! Looking for bytes on disk that are no longer right, and setting them right.
+//!
+//! Blobs are compared with their piece tables, data files with what the blobs decode to; a complete
+//! one whose DiffID still matches needs no more. Wrong pieces are forgotten. A wrong chunk is written
+//! again in place if the blob's bytes of it are here; else it is forgotten, and fetched at once if the
+//! layer is in use.
+//!
+//! Not checked: layers mounted by a table of contents, until they have an index of their own; data of
+//! layers that nobody uses and whose blob has gone, unless complete.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects};
+use skimmer_index::index::{LayerIndex, Layout};
+use skimmer_proto::{Digest, PieceTable};
+
+use super::Layers;
+use crate::fill::{self, Fill, Mended, Proof};
+use crate::mount::error_chain;
+
+const STEP_BYTES: usize = 1 << 20;
+
+/// What a check of one digest found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Read and compared.
+    pub bytes: u64,
+    /// Pieces of the blob that were wrong, and have been forgotten.
+    pub pieces: u64,
+    /// Chunks of the data file that were wrong.
+    pub chunks: u64,
+    /// Of these, written again; the others have been forgotten.
+    pub rewritten: u64,
+    /// Index, piece table or inodes that were damaged.
+    pub objects: u64,
+}
+
+/// Why something could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("check the blob {blob}")]
+    Blob { blob: Digest, source: skimmer_cache::blob::Error },
+    #[error("open the files of layer {blob}")]
+    Files { blob: Digest, source: skimmer_cache::layer::Error },
+    #[error("read the data file of layer {blob}")]
+    Data { blob: Digest, source: io::Error },
+    #[error("check a chunk of layer {blob}")]
+    Chunk { blob: Digest, source: fill::Error },
+}
+
+/// Told of bytes read; it pauses, and may end the check.
+pub type Pause<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+
+/// A layer's data, as it is being checked.
+struct Subject<'a> {
+    layers: &'a Layers,
+    blob: Digest,
+    fill: Arc<Fill>,
+    table: PieceTable,
+    files: Arc<LayerFiles>,
+    in_use: bool,
+}
+
+impl Layers {
+    /// Checks what is on disk of `blob` and of its layer, and sets right what can be. Blocks: for a
+    /// thread that isn't one of the runtime's workers.
+    pub fn check(&self, blob: Digest, pause: &mut Pause<'_>) -> Result<Checked, Error> {
+        let mut checked = Checked::default();
+        let failed = |source| Error::Blob { blob, source };
+        if let Some(held) = self.shared().cache.peek(blob).map_err(failed)? {
+            let rot = held.blob.check(held.table.as_ref(), pause).map_err(failed)?;
+            checked.bytes += rot.bytes;
+            checked.pieces = rot.wrong.len() as u64;
+        }
+        self.check_layer(blob, &mut checked, pause)?;
+        self.tell(blob, &checked);
+        Ok(checked)
+    }
+
+    fn tell(&self, blob: Digest, checked: &Checked) {
+        let metrics = &self.shared().metrics;
+        let Checked { bytes, pieces, chunks, rewritten, objects } = *checked;
+        metrics.checked_bytes.inc_by(bytes);
+        metrics.rotten_pieces.inc_by(pieces);
+        metrics.rotten_chunks.inc_by(chunks);
+        metrics.rotten_objects.inc_by(objects);
+        if pieces + chunks + objects > 0 {
+            tracing::error!(%blob, pieces, chunks, rewritten, objects,
+                "cached bytes had changed on disk; from now on they are not used");
+        }
+    }
+
+    fn check_layer(
+        &self,
+        blob: Digest,
+        checked: &mut Checked,
+        pause: &mut Pause<'_>,
+    ) -> Result<(), Error> {
+        let cache = &self.shared().cache;
+        let failed = |source| Error::Files { blob, source };
+        let _pin = cache.pin_layer_untouched(blob);
+        let files = cache.peek_layer(blob);
+        let open = self.get(blob).into_iter().find_map(|layer| layer.opened());
+        let in_use = open.is_some();
+        let Some((table, index)) = objects(&files, in_use, checked).map_err(failed)? else {
+            return Ok(());
+        };
+        let fill = match open {
+            Some(open) => {
+                let known = open.fill.blob().table();
+                if open.toc.is_some() || known.is_none_or(|known| *known != table) {
+                    return Ok(());
+                }
+                Arc::clone(&open.fill)
+            }
+            None if !files.data_path().exists() => return Ok(()),
+            None => {
+                let data = files.open_data(index.data_len, index.chunks.len()).map_err(failed)?;
+                let held = cache.peek(blob).map_err(|source| Error::Blob { blob, source })?;
+                let Some(held) = held.filter(|held| held.blob.geometry() == table.geometry) else {
+                    let right = whole_is_right(blob, &data, &index, &table, checked, pause)?;
+                    return if right == Some(false) {
+                        checked.chunks += data.present() as u64;
+                        drop(data);
+                        self.give_up(blob, &files)
+                    } else {
+                        Ok(())
+                    };
+                };
+                self.idle_fill(held.blob, data, index)
+            }
+        };
+        Subject { layers: self, blob, fill, table, files, in_use }.check(checked, pause)
+    }
+
+    /// What decodes chunks of a layer that isn't open.
+    fn idle_fill(&self, blob: Arc<Blob>, data: Arc<LayerData>, index: LayerIndex) -> Arc<Fill> {
+        let shared = self.shared();
+        let (decoders, metrics) = (Arc::clone(&shared.decoders), Arc::clone(&shared.metrics));
+        let deadline = shared.config.deadline;
+        Arc::new(Fill::new(blob, data, index, Proof::Pieces, deadline, decoders, metrics))
+    }
+
+    /// Nobody uses the layer and its data is wrong, nobody knows where.
+    fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<(), Error> {
+        self.shared().forget_proved(blob);
+        files.evict_data().map(drop).map_err(|source| Error::Files { blob, source })
+    }
+}
+
+impl Subject<'_> {
+    fn check(&self, checked: &mut Checked, pause: &mut Pause<'_>) -> Result<(), Error> {
+        let (data, index) = (self.fill.data(), self.fill.index());
+        let whole = whole_is_right(self.blob, data, index, &self.table, checked, pause)?;
+        if whole == Some(true) {
+            return Ok(());
+        }
+        let failed = |source| Error::Chunk { blob: self.blob, source };
+        let mut unlocated = 0_u64;
+        for chunk in (0..data.chunks()).filter(|chunk| data.has(*chunk)) {
+            if !self.fill.has_source(chunk, &self.table).map_err(failed)? {
+                if whole == Some(false) && !self.is_right_by_fetching(chunk) {
+                    unlocated += 1;
+                    self.mend(chunk, checked).map_err(failed)?;
+                }
+                continue;
+            }
+            let span = &index.chunks[chunk].data;
+            checked.bytes += span.end - span.start;
+            if !self.fill.is_right(chunk).map_err(failed)? {
+                self.mend(chunk, checked).map_err(failed)?;
+            }
+            if pause(span.end - span.start).is_break() {
+                return Ok(());
+            }
+        }
+        if unlocated > 0 && !self.in_use {
+            self.layers.shared().forget_proved(self.files.blob());
+        }
+        Ok(())
+    }
+
+    /// Somewhere the data is wrong; the blob's bytes of `chunk` have to come first. False also if they
+    /// don't.
+    fn is_right_by_fetching(&self, chunk: usize) -> bool {
+        if !self.in_use {
+            return false;
+        }
+        let fetched =
+            self.layers.shared().runtime.block_on(self.fill.fetch(chunk, Class::Background));
+        fetched.is_ok() && self.fill.is_right(chunk).unwrap_or(false)
+    }
+
+    fn mend(&self, chunk: usize, checked: &mut Checked) -> Result<(), fill::Error> {
+        checked.chunks += 1;
+        match self.fill.mend(chunk, &self.table, &self.layers.shared().runtime)? {
+            Mended::Rewritten => checked.rewritten += 1,
+            Mended::Forgotten if self.in_use => {
+                let fill = Arc::clone(&self.fill);
+                self.layers.shared().runtime.spawn(async move {
+                    if let Err(error) = fill.run(chunk..chunk + 1, Class::Background).await {
+                        let error = error_chain(&*error);
+                        tracing::info!(chunk, error, "what was wrong comes when it is read");
+                    }
+                });
+            }
+            Mended::Forgotten => {}
+        }
+        Ok(())
+    }
+}
+
+/// The layer's stored table and index, with its inodes. What is damaged of them is set right or, if
+/// nobody uses the layer, given up.
+fn objects(
+    files: &LayerFiles,
+    in_use: bool,
+    checked: &mut Checked,
+) -> Result<Option<(PieceTable, LayerIndex)>, skimmer_cache::layer::Error> {
+    let found = files.load()?;
+    let decoded = found.and_then(|LayerObjects { index, table }| {
+        LayerIndex::decode(&index).ok().map(|decoded| (index, table, decoded))
+    });
+    let Some((encoded, table, index)) = decoded else {
+        if files.has_objects() {
+            checked.objects += 1;
+            if !in_use {
+                files.evict()?;
+            }
+        }
+        return Ok(None);
+    };
+    if std::fs::read(files.inodes_path()).ok().as_ref() != Some(&index.inodes) {
+        checked.objects += 1;
+        files.store(&encoded, &table, &index.inodes)?;
+    }
+    checked.bytes += encoded.len() as u64 + index.inodes.len() as u64;
+    Ok(Some((table, index)))
+}
+
+/// Whether a complete data file is what it was proved to be; `None` if that can't be said.
+fn whole_is_right(
+    blob: Digest,
+    data: &LayerData,
+    index: &LayerIndex,
+    table: &PieceTable,
+    checked: &mut Checked,
+    pause: &mut Pause<'_>,
+) -> Result<Option<bool>, Error> {
+    if !data.complete() || index.layout != Layout::Tar {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; STEP_BYTES];
+    let mut at = 0;
+    while at < index.tar_len {
+        let left = usize::try_from(index.tar_len - at).unwrap_or(usize::MAX);
+        let step = &mut buffer[..left.min(STEP_BYTES)];
+        let read = {
+            let _hold = data.hold();
+            data.file().read_exact_at(step, at)
+        };
+        if !fill::readable(read).map_err(|source| Error::Data { blob, source })? {
+            return Ok(Some(false));
+        }
+        hash.update(&*step);
+        at += step.len() as u64;
+        checked.bytes += step.len() as u64;
+        if pause(step.len() as u64).is_break() {
+            return Ok(Some(true));
+        }
+    }
+    if Digest::from_bytes(hash.finalize().into()) != table.diff_id {
+        return Ok(Some(false));
+    }
+    let copies = index.copies.iter().map(|copy| fill::same_within(data.file(), *copy));
+    let same = copies.collect::<io::Result<Vec<_>>>().map(|same| same.into_iter().all(|same| same));
+    same.map(Some).map_err(|source| Error::Data { blob, source })
+}

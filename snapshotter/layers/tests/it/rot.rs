@@ -1,0 +1,185 @@
+//! Bytes of layers that change on disk: nobody reads them once that has been noticed.
+
+use std::fs::{self, File, OpenOptions};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use skimmer_layers::{Checked, LayerSpec, State};
+use skimmer_proto::Digest;
+
+use crate::node::{Node, noise, read, tar};
+
+const MIB: usize = 1 << 20;
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    // Zeros too: a hole must not be taken for what was there.
+    vec![("a", noise(6 * MIB, 1)), ("zeros", vec![0; 3 * MIB]), ("b", noise(6 * MIB, 2))]
+}
+
+fn layer_dir(node: &Node, blob: Digest) -> PathBuf {
+    node.directory.path().join("cache/layers-v1").join(blob.hex())
+}
+
+fn blob_dir(node: &Node, blob: Digest) -> PathBuf {
+    node.directory.path().join("cache/blobs-v1").join(blob.hex())
+}
+
+/// Overwrites a part of a file, as a bad disk does: behind everybody's back.
+fn spoil(path: &Path, offset: u64, len: usize) {
+    let mode = fs::metadata(path).unwrap().permissions();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&vec![0xa5; len], offset).unwrap();
+    fs::set_permissions(path, mode).unwrap();
+}
+
+async fn check(node: &Node, blob: Digest) -> Checked {
+    let layers = node.layers.clone();
+    let job = move || layers.check(blob, &mut |_| ControlFlow::Continue(()));
+    tokio::task::spawn_blocking(job).await.unwrap().unwrap()
+}
+
+fn found(checked: Checked) -> (u64, u64, u64, u64) {
+    (checked.pieces, checked.chunks, checked.rewritten, checked.objects)
+}
+
+/// A node with the whole layer, pulled through, mounted or not.
+async fn whole() -> (Node, LayerSpec, Vec<u8>) {
+    let node = Node::new();
+    let tar = tar(&files());
+    let spec = node.layer(&tar);
+    node.layers.begin(spec.clone()).ready().await.unwrap();
+    node.cache.drain().await.unwrap();
+    (node, spec, tar)
+}
+
+fn data_is(node: &Node, spec: &LayerSpec, tar: &[u8]) -> bool {
+    let mut now = vec![0; tar.len()];
+    let file = File::open(layer_dir(node, spec.blob.digest).join("data")).unwrap();
+    file.read_exact_at(&mut now, 0).unwrap();
+    now == tar
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sound_layers_pass() {
+    let (node, spec, _) = whole().await;
+    let checked = check(&node, spec.blob.digest).await;
+    assert_eq!(found(checked), (0, 0, 0, 0));
+    assert!(checked.bytes > spec.blob.len + (15 << 20), "{checked:?}");
+    node.layers.release(spec.blob.digest).await;
+    assert_eq!(found(check(&node, spec.blob.digest).await), (0, 0, 0, 0));
+    assert_eq!(found(check(&node, Digest::of(b"unknown")).await), (0, 0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_chunk_is_written_again_in_place() {
+    let (node, spec, tar) = whole().await;
+    let blob = spec.blob.digest;
+    let data = layer_dir(&node, blob).join("data");
+    // In the noise, and where the tar has zeros.
+    spoil(&data, 3 << 20, 5000);
+    spoil(&data, 7 << 20, 100);
+    let asked = node.source.served();
+    let (pieces, chunks, rewritten, objects) = found(check(&node, blob).await);
+    assert_eq!((pieces, objects), (0, 0));
+    assert!(chunks >= 2 && rewritten == chunks, "{chunks} wrong, {rewritten} rewritten");
+    assert!(data_is(&node, &spec, &tar));
+    assert_eq!(node.source.served(), asked, "the blob is here");
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
+    let path = node.layers.begin(spec).mount().await.unwrap().path;
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_data_and_a_wrong_blob_come_again() {
+    let (node, spec, tar) = whole().await;
+    let blob = spec.blob.digest;
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 5000);
+    spoil(&blob_dir(&node, blob).join("data"), 1 << 20, 5000);
+    let (pieces, chunks, ..) = found(check(&node, blob).await);
+    assert!(pieces >= 1 && chunks >= 1, "{pieces} pieces, {chunks} chunks");
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+    let layer = node.layers.begin(spec.clone());
+    layer.complete().await.unwrap();
+    assert!(data_is(&node, &spec, &tar));
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_blob_a_layer_in_use_is_fetched_to_find_out() {
+    let (node, spec, tar) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
+    let layer = node.layers.begin(spec.clone());
+    let path = layer.mount().await.unwrap().path;
+    assert!(matches!(layer.state(), State::Local));
+    spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 5000);
+    let (_, chunks, ..) = found(check(&node, blob).await);
+    assert!(chunks >= 1, "{chunks}");
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+    assert!(data_is(&node, &spec, &tar));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_blob_a_layer_that_nobody_uses_goes() {
+    let (node, spec, _) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
+    spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 1);
+    assert!(found(check(&node, blob).await).1 > 0);
+    assert!(!layer_dir(&node, blob).join("data").exists());
+    let layer = node.layers.begin(spec);
+    let path = layer.mount().await.unwrap().path;
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_objects_are_made_again() {
+    let (node, spec, _) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    spoil(&layer_dir(&node, blob).join("inodes"), 700, 20);
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 1));
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
+    spoil(&layer_dir(&node, blob).join("index"), 30, 20);
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 1));
+    assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
+    let path = node.layers.begin(spec).mount().await.unwrap().path;
+    assert!(read(&path.join("b")).await.unwrap() == files()[2].1);
+}
+
+/// The thread that does it all by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_due_is_checked_in_the_background() {
+    let (node, spec, tar) = whole().await;
+    spoil(&layer_dir(&node, spec.blob.digest).join("data"), 3 << 20, 5000);
+    let how = skimmer_layers::Scrub {
+        interval: std::time::Duration::from_secs(1),
+        bytes_per_second: 200 << 20,
+    };
+    // A pass that began long ago and has ended.
+    fs::write(node.directory.path().join("cache/scrub-v1"), "1000 end\n").unwrap();
+    node.layers.scrub(how);
+    for _ in 0..1000 {
+        if data_is(&node, &spec, &tar) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("nobody noticed");
+}
