@@ -1,18 +1,21 @@
 //! A disk that is full in the middle of a pull: an error that says so, and nothing else is lost.
 
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use skimmer_integration::command::{self, PATIENCE, failure_of};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::{Image, Plan};
 use skimmer_integration::layer::{Format, noise};
 use skimmer_integration::mounts;
-use skimmer_integration::node::Node;
+use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
 
 use crate::fixtures::{blobs, busybox, data, mount_point, seed};
+use crate::indexes;
 
 const MIB: usize = 1 << 20;
 
@@ -92,5 +95,86 @@ fn a_full_disk_fails_the_pull_that_fills_it_and_nothing_else() {
             check(scenario, &node, image, name, length * MIB)?;
         }
         Ok(())
+    });
+}
+
+/// What takes all the room there is.
+struct Ballast(std::path::PathBuf);
+
+impl Ballast {
+    fn fill(disk: &Path) -> anyhow::Result<Self> {
+        let path = disk.join("ballast");
+        let full = std::fs::write(&path, vec![0; 1 << 30]);
+        anyhow::ensure!(full.is_err(), "there was room for 1 GiB");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_what_needs_room_and_everything_goes_on_after_it() {
+    scenario("full-disk-all", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let (lazy, other) =
+            (image(scenario, "lazy", 12 * MIB)?, image(scenario, "other", 2 * MIB)?);
+        let (reference, other_reference) = (registry.add(&lazy)?, registry.add(&other)?);
+        let files = {
+            let setup = Setup { name: "a-".into(), ..Setup::default() };
+            let first = Node::start_with(scenario, Version::V2, &setup)?;
+            first.skimmerd.ask(&["index", "build", &reference])?;
+            indexes::export(scenario, &first, &lazy)?
+        };
+        let root = scenario.path("skimmerd/root");
+        let _disk = mounts::mount("tmpfs", "tmpfs", &["size=96m".to_owned()], &root)?;
+        let mut node = Node::start(scenario, Version::V2)?;
+        indexes::import(&node, &files)?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        node.containerd.start_image(&reference, "skimmer", "stays", &["sleep", "1000000"])?;
+        node.containerd.exec("stays", &["md5sum", "/bin/busybox"])?;
+        let mut snapshots = node.snapshots("skimmer")?;
+        let before = snapshots.list(&[])?;
+        for part in ["No space left on device", "over its quota", "checkpoint not written"] {
+            node.skimmerd.expect_log(part);
+        }
+
+        let ballast = Ballast::fill(&root)?;
+        std::thread::scope(|scope| {
+            // The bytes come, and there is no place for them: it waits.
+            let reader = scope.spawn(|| node.containerd.exec("stays", &["md5sum", "/data/lazy"]));
+            for reference in [&reference, &other_reference] {
+                let pulled = node.containerd.pull(&Pull::new(reference, "skimmer"));
+                let run = || node.containerd.run_image(reference, "skimmer", "new", &["true"]);
+                let said = match pulled.and_then(|_| run()) {
+                    Ok(_) => anyhow::bail!("a container started on a full disk"),
+                    Err(error) => format!("{error:#}").to_lowercase(),
+                };
+                anyhow::ensure!(said.contains("no space left on device"), "{said}");
+            }
+            // What needs no room works.
+            anyhow::ensure!(snapshots.list(&[])? == before, "other snapshots");
+            node.containerd.exec("stays", &["echo", "hello"])?;
+            anyhow::ensure!(!reader.is_finished(), "the reader got what has no place");
+            drop(ballast);
+            let read = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?;
+            read.context("read when there was room again")
+        })?;
+        command::wait_for("a container starts again", Duration::from_secs(40), || {
+            node.containerd.run_image(&reference, "skimmer", "new", &["true"]).ok()
+        })?;
+        node.containerd.pull(&Pull::new(&other_reference, "skimmer"))?;
+        check(scenario, &node, &other, "other", 2 * MIB)?;
+        check(scenario, &node, &lazy, "lazy", 12 * MIB)?;
+        node.containerd.remove_container("stays")?;
+        // Nothing of it is only in memory.
+        node.skimmerd.kill()?;
+        node.skimmerd.run()?;
+        node.wait_connected()?;
+        check(scenario, &node, &other, "other", 2 * MIB)?;
+        check(scenario, &node, &lazy, "lazy", 12 * MIB)
     });
 }

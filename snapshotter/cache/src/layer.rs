@@ -74,6 +74,16 @@ pub enum Error {
     Punch { blob: Digest, source: io::Error },
 }
 
+impl Error {
+    /// Whether it may go better when something has been evicted.
+    pub fn is_disk_full(&self) -> bool {
+        let (Self::Write { source, .. } | Self::Checkpoint { source, .. }) = self else {
+            return false;
+        };
+        source.kind() == io::ErrorKind::StorageFull
+    }
+}
+
 impl LayerFiles {
     pub(crate) const fn new(blob: Digest, dir: PathBuf, space: Arc<Space>) -> Self {
         Self { blob, dir, space, data: Mutex::new(None) }

@@ -294,13 +294,24 @@ impl Fill {
     }
 
     async fn attempt(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
+        let started = Instant::now();
+        let mut pause = PAUSE;
         self.fetch(chunk, class).await?;
-        match self.decode_in_turn(chunk, class).await {
-            Err(error) if error.is_disk_full() => {
-                self.blob.make_room().await;
-                self.decode_in_turn(chunk, class).await
+        loop {
+            let error = match self.decode_in_turn(chunk, class).await {
+                Err(error) if error.is_disk_full() => error,
+                decoded => return decoded,
+            };
+            self.blob.make_room().await;
+            if let decoded @ Ok(()) = self.decode_in_turn(chunk, class).await {
+                return decoded;
             }
-            decoded => decoded,
+            if class != Class::Fault || started.elapsed() + pause > self.deadline {
+                return Err(error);
+            }
+            // Others may remove what fills the disk, and a reader has time.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

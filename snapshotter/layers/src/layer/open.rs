@@ -140,7 +140,15 @@ impl Open {
     ) -> Result<(Self, Tree), Cause> {
         let Built { index, encoded, table, tree } = built;
         let failed = |source| Cause::Files { source };
-        files.store(&encoded, &table, &index.inodes).map_err(failed)?;
+        let store = || files.store(&encoded, &table, &index.inodes);
+        let stored = match store() {
+            Err(error) if error.is_disk_full() => {
+                shared.runtime.block_on(shared.cache.make_room());
+                store()
+            }
+            stored => stored,
+        };
+        stored.map_err(failed)?;
         let (len, chunks) = (index.data_len, index.chunks.len());
         let data = match index.layout {
             Layout::Tar => files.adopt_data(len, chunks).map_err(failed)?,
