@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
-    StatSnapshotRequest, UsageRequest, UsageResponse, ViewSnapshotRequest,
+    CleanupRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UsageRequest, UsageResponse, ViewSnapshotRequest,
 };
 use containerd_client::types::Mount;
 use containerd_client::with_namespace;
@@ -113,6 +113,13 @@ impl Snapshots {
         let request =
             RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         self.runtime.block_on(self.client.remove(with_namespace!(request, "default")))?;
+        Ok(())
+    }
+
+    /// Has the snapshotter delete what was removed, and waits for that.
+    pub fn cleanup(&mut self) -> anyhow::Result<()> {
+        let request = CleanupRequest { snapshotter: self.snapshotter.clone() };
+        self.runtime.block_on(self.client.cleanup(with_namespace!(request, "default")))?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod huge;
 mod indexes;
 mod lifecycle;
 mod lost_store;
+mod many_snapshots;
 mod matrix;
 mod outages;
 mod pending;

@@ -18,6 +18,7 @@ mod running;
 mod simulated;
 mod speedup;
 mod start;
+mod start_time;
 mod transfer;
 mod warm_walk;
 
@@ -28,7 +29,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 22] = [
+const FIGURES: [&Figure; 23] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -37,6 +38,7 @@ const FIGURES: [&Figure; 22] = [
     &index_size::FIGURE,
     &index_build::FIGURE,
     &idle_memory::FIGURE,
+    &start_time::FIGURE,
     &transfer::CPU,
     &transfer::RATE,
     &transfer::FAULT,
