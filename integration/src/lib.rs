@@ -18,6 +18,7 @@ pub mod issuer;
 pub mod layer;
 pub mod log_check;
 pub mod member;
+pub mod memory_limit;
 pub mod mounts;
 pub mod network;
 pub mod node;

@@ -32,6 +32,10 @@ pub struct Setup {
     pub cluster: Option<Join>,
     /// Where it serves its metrics; empty: nowhere.
     pub metrics: String,
+    /// What it may do of what root may (capabilities(7), without `CAP_`), if not everything.
+    pub capabilities: Option<Vec<String>>,
+    /// The `cgroup.procs` of the cgroup that it runs in, if not its starter's.
+    pub memory: Option<PathBuf>,
 }
 
 /// How a node joins a cluster.
@@ -58,6 +62,8 @@ impl Default for Setup {
             docker_config: None,
             cluster: None,
             metrics: String::new(),
+            capabilities: None,
+            memory: None,
         }
     }
 }
@@ -103,11 +109,19 @@ impl Skimmerd {
             text += &cluster(&folder, join);
         }
         std::fs::write(folder.join("config.toml"), text)?;
+        let mut program =
+            network::program_on(host, &tools::built("skimmerd")?.display().to_string());
+        if let Some(capabilities) = &setup.capabilities {
+            program.splice(0..0, confined(capabilities));
+        }
+        if let Some(members) = &setup.memory {
+            program.splice(0..0, member_of(members));
+        }
         let mut daemon = Self {
             process: None,
             folder,
             logs: scenario.logs(),
-            program: network::program_on(host, &tools::built("skimmerd")?.display().to_string()),
+            program,
             expected: LogCheck::of(scenario, name),
         };
         daemon.run()?;
@@ -222,6 +236,29 @@ impl Drop for Skimmerd {
         // Its mounts outlive it by design.
         crate::mounts::unmount_below(&self.folder);
     }
+}
+
+/// setpriv(1), to begin the command line of a program that may do so much and gains nothing by programs it starts.
+fn confined(capabilities: &[String]) -> Vec<String> {
+    let kept: String =
+        capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    [
+        "setpriv",
+        "--no-new-privs",
+        "--bounding-set",
+        &format!("-all{kept}"),
+        "--inh-caps",
+        "-all",
+        "--",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// To begin the command line of a program that is to run in a cgroup.
+fn member_of(members: &Path) -> Vec<String> {
+    let script = format!("echo $$ >{} && exec \"$@\"", members.display());
+    ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
 }
 
 fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) -> String {

@@ -25,7 +25,7 @@ const KIB: u64 = 1 << 10;
 /// What images and containers take on disk: everything but the database, documents and what is mounted.
 fn taken(node: &Node) -> u64 {
     let root = node.skimmerd.root();
-    let mut sum =
+    let mut sum: u64 =
         ["cache/blobs-v1", "cache/layers-v1"].map(|part| disk_usage(&root.join(part))).iter().sum();
     for entry in fs::read_dir(root.join("snapshots")).into_iter().flatten().flatten() {
         if entry.file_name() != "m" {

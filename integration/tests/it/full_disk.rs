@@ -13,6 +13,7 @@ use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd;
 
 use crate::fixtures::{blobs, busybox, data, mount_point, seed};
 use crate::indexes;
@@ -131,7 +132,10 @@ fn a_full_disk_stops_what_needs_room_and_everything_goes_on_after_it() {
         };
         let root = scenario.path("skimmerd/root");
         let _disk = mounts::mount("tmpfs", "tmpfs", &["size=96m".to_owned()], &root)?;
-        let mut node = Node::start(scenario, Version::V2)?;
+        let skimmerd =
+            skimmerd::Setup { deadline: Duration::from_secs(90), ..skimmerd::Setup::default() };
+        let setup = Setup { skimmerd, ..Setup::default() };
+        let mut node = Node::start_with(scenario, Version::V2, &setup)?;
         indexes::import(&node, &files)?;
         node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
         node.containerd.start_image(&reference, "skimmer", "stays", &["sleep", "1000000"])?;

@@ -71,6 +71,9 @@ fn cut(path: &Path, share: u64) -> anyhow::Result<()> {
     Ok(file.set_len(file.metadata()?.len() * share / 100)?)
 }
 
+/// What becomes of the database's folder while nobody uses it.
+type Damage = fn(&Path) -> anyhow::Result<()>;
+
 #[test]
 fn a_lost_or_damaged_database_changes_nothing() {
     scenario("lost-store", |scenario| {
@@ -89,7 +92,6 @@ fn a_lost_or_damaged_database_changes_nothing() {
         let before = told(&node)?;
         anyhow::ensure!(before.len() == 3, "two layers and a container: {before:?}");
 
-        type Damage = fn(&Path) -> anyhow::Result<()>;
         let damages: [(&str, Damage); 8] = [
             ("deleted", |folder| Ok(fs::remove_dir_all(folder)?)),
             ("an earlier version", |folder| {
@@ -105,7 +107,7 @@ fn a_lost_or_damaged_database_changes_nothing() {
                 logs.iter().try_for_each(|file| cut(file, 70))
             }),
             ("garbage", |folder| {
-                let fill = |file: &PathBuf| {
+                let fill = |file: &PathBuf| -> anyhow::Result<()> {
                     let len = usize::try_from(fs::metadata(file)?.len())?;
                     Ok(fs::write(file, vec![0x5a; len])?)
                 };

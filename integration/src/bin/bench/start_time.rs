@@ -49,8 +49,7 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
         skimmerd: skimmerd::Setup { metrics: port.to_string(), ..skimmerd::Setup::default() },
         ..Setup::default()
     };
-    let mut node =
-        Node::start_with(bench.scenario, skimmer_integration::containerd::Version::V2, &setup)?;
+    let mut node = Node::start_with(bench.scenario, Version::V2, &setup)?;
     let mut keys = Vec::new();
     for number in 0..USED / PER_IMAGE {
         let image = image(&bench.scenario.path("blobs"), number)?;

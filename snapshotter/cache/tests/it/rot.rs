@@ -188,7 +188,7 @@ async fn a_distrusted_chunk_is_a_hole_and_stays_absent() {
     data.checkpoint().unwrap();
     assert!(data.distrust(2, &[chunk(2)]).unwrap());
     assert!(!data.distrust(2, &[chunk(2)]).unwrap(), "it isn't there any more");
-    let mut buffer = vec![7; CHUNK as usize];
+    let mut buffer = vec![7; 64 << 10];
     data.file().read_exact_at(&mut buffer, chunk(2).start).unwrap();
     assert!(buffer.iter().all(|byte| *byte == 0));
     {

@@ -1,6 +1,9 @@
 //! Starts after crashes, and after the loss of the database or of a part of it.
 
-use super::*;
+use super::{
+    Arc, Bench, Change, Digest, Error, Kind, Labels, Memory, PathBuf, Rebuilt, Records, Store,
+    Stored, Usage, folders,
+};
 
 /// A layer, a container on it, a snapshot with content of its own and one on that.
 async fn populated() -> (Bench, String) {

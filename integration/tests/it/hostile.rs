@@ -1,0 +1,141 @@
+//! Readers that mean harm: they get their bytes, and nobody else goes without.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use skimmer_integration::containerd::Version;
+use skimmer_integration::ctr::Pull;
+use skimmer_integration::image::{Image, Plan};
+use skimmer_integration::layer::{Format, noise};
+use skimmer_integration::memory_limit::MemoryLimit;
+use skimmer_integration::node::{Node, Setup};
+use skimmer_integration::registry::Registry;
+use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd;
+use skimmer_integration::snapshots::View;
+
+use crate::fixtures::{blobs, data, mount_point, seed};
+use crate::indexes;
+
+const MIB: usize = 1 << 20;
+const IMAGES: usize = 6;
+/// Of each image.
+const BYTES: usize = 24 * MIB;
+/// Of each image: all of them wait at once.
+const READERS: usize = 100;
+const TIME: Duration = Duration::from_secs(20);
+/// The bound for a busy node, with the pages of its files.
+const MEMORY: u64 = 256 << 20;
+
+fn image(scenario: &Scenario, number: usize) -> anyhow::Result<Image> {
+    let name = format!("hostile-{number}");
+    let layer = data(scenario, &name, BYTES, Format::Gzip)?;
+    Plan::new(&format!("hostile/{number}"), vec![layer]).build(&blobs(scenario))
+}
+
+/// A read of 4 KiB somewhere in the file, checked.
+fn read(file: &File, expected: &[u8], random: u64) -> anyhow::Result<()> {
+    let at = usize::try_from(random)? % (BYTES - 4096);
+    let mut part = [0; 4096];
+    file.read_exact_at(&mut part, at as u64)?;
+    anyhow::ensure!(part == expected[at..at + 4096], "wrong bytes at {at}");
+    Ok(())
+}
+
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn readers_without_number_find_a_daemon_within_its_memory() {
+    scenario("hostile-readers", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let images: Vec<Image> =
+            (0..IMAGES).map(|number| image(scenario, number)).collect::<anyhow::Result<_>>()?;
+        let limit = MemoryLimit::new(&format!("skimmer-{}", std::process::id()), MEMORY)?;
+        let setup = Setup {
+            skimmerd: skimmerd::Setup {
+                memory: Some(limit.members()),
+                ..skimmerd::Setup::default()
+            },
+            ..Setup::default()
+        };
+        let mut node = Node::start_with(scenario, Version::V2, &setup)?;
+        let references: Vec<String> =
+            images.iter().map(|image| registry.add(image)).collect::<anyhow::Result<_>>()?;
+        let known: Vec<_> = images.iter().zip(references.iter().map(String::as_str)).collect();
+        indexes::learn(scenario, &mut node, &known)?;
+        let mut views: Vec<(View, PathBuf, Vec<u8>)> = Vec::new();
+        for (number, (image, reference)) in images.iter().zip(&references).enumerate() {
+            node.containerd.pull(&Pull::new(reference, "skimmer"))?;
+            let name = format!("hostile-{number}");
+            let view = node.view(image, &mount_point(scenario, &name))?;
+            let path = view.path().join("data").join(&name);
+            views.push((view, path, noise(seed(&name), BYTES)));
+        }
+        let process = node.skimmerd.id();
+        let (stop, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let (victim, crowd) = views.split_first().context("no views")?;
+            let mut readers = Vec::new();
+            for (number, (_, path, expected)) in crowd.iter().enumerate() {
+                for reader in 0..READERS {
+                    let (stop, reads) = (&stop, &reads);
+                    readers.push(scope.spawn(move || -> anyhow::Result<()> {
+                        let file = File::open(path)?;
+                        let mut state = (number * READERS + reader + 1) as u64 * 0x9e37_79b9;
+                        while !stop.load(Ordering::Relaxed) {
+                            read(&file, expected, next(&mut state))?;
+                            reads.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(())
+                    }));
+                }
+            }
+            // One that means no harm, on a layer of its own.
+            let (file, began, mut longest) =
+                (File::open(&victim.1)?, Instant::now(), Duration::ZERO);
+            let mut state = 77;
+            let mut done = 0;
+            let mut outcome = Ok(());
+            while began.elapsed() < TIME && outcome.is_ok() {
+                let start = Instant::now();
+                outcome = read(&file, &victim.2, next(&mut state));
+                longest = longest.max(start.elapsed());
+                done += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            stop.store(true, Ordering::Relaxed);
+            for reader in readers {
+                reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
+            }
+            outcome?;
+            println!("{done} reads of the one, at most {longest:?}; {reads:?} of the many");
+            anyhow::ensure!(longest < Duration::from_secs(10), "one waited {longest:?}");
+            anyhow::ensure!(done > 20, "one got only {done} reads");
+            Ok(())
+        })?;
+        drop(views);
+        anyhow::ensure!(limit.kills()? == 0, "skimmerd was killed for its memory");
+        anyhow::ensure!(node.skimmerd.id() == process, "skimmerd was restarted");
+        let resident = resident(process.context("skimmerd doesn't run")?)?;
+        anyhow::ensure!(resident < MEMORY, "{resident} bytes resident");
+        drop(node);
+        drop(limit);
+        Ok(())
+    });
+}
+
+fn resident(process: u32) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib << 10)
+}
