@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. The data path points down: snapshots → layers → cache → Source.
-const CRATES: [(&str, &str, &[&str]); 17] = [
+const CRATES: [(&str, &str, &[&str]); 18] = [
     ("proto", "skimmer-proto", &[]),
     ("proto/identity", "skimmer-identity", &["skimmer-proto"]),
     ("proto/service", "skimmer-service", &["skimmer-identity"]),
     ("snapshotter/index", "skimmer-index", &["skimmer-proto"]),
     ("snapshotter/store", "skimmer-store", &[]),
+    ("snapshotter/keeper", "skimmer-keeper", &[]),
     ("snapshotter/cache", "skimmer-cache", &["skimmer-proto", "skimmer-store"]),
     ("snapshotter/registry", "skimmer-registry", &["skimmer-cache", "skimmer-proto"]),
     (
@@ -29,7 +30,7 @@ const CRATES: [(&str, &str, &[&str]); 17] = [
     (
         "snapshotter/layers",
         "skimmer-layers",
-        &["skimmer-cache", "skimmer-index", "skimmer-proto", "skimmer-store"],
+        &["skimmer-cache", "skimmer-index", "skimmer-keeper", "skimmer-proto", "skimmer-store"],
     ),
     (
         "snapshotter/snapshots",
@@ -43,6 +44,7 @@ const CRATES: [(&str, &str, &[&str]); 17] = [
             "skimmer-cache",
             "skimmer-identity",
             "skimmer-index",
+            "skimmer-keeper",
             "skimmer-layers",
             "skimmer-proto",
             "skimmer-registry",

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
 use skimmer_index::tar::Limits;
-use skimmer_layers::{FuseConfig, Layers, Scrub};
+use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::Registry;
 use skimmer_service::health::{self, Health};
@@ -23,7 +23,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::config::Config;
+use crate::config::{Config, MountMode};
+use crate::keeper;
 use crate::node::{Documents, Node};
 use crate::swarm;
 
@@ -60,7 +61,8 @@ impl App {
         let pieces = prepared.as_ref().map(|p| Arc::new(p.swarm.clone()) as Arc<dyn PieceSource>);
         let sources = Sources { pieces, ranges: Arc::new(registry.clone()) };
         let cache = cache(config, sources, &mut metrics)?;
-        let layers = layers(config, cache.clone(), &store, &mut metrics)?;
+        let keeping = keeper::open(config)?;
+        let layers = layers(config, cache.clone(), &store, keeping, &mut metrics)?;
         let swarm = prepared.map(|prepared| prepared.start(&cache, &layers));
         let containerd =
             Arc::new(Containerd::new(&config.containerd.address, &config.snapshots.address));
@@ -72,7 +74,8 @@ impl App {
         Ok(Self { metrics_address, listener, snapshotter, node, health, store, cache })
     }
 
-    /// Serves until `stopped`, then finishes what is under way and unmounts.
+    /// Serves until `stopped`, then finishes what is under way. What is mounted stays for the next process if somebody
+    /// keeps it.
     pub async fn run(self, stopped: impl Future<Output = ()>) -> anyhow::Result<()> {
         if !self.metrics_address.is_empty() {
             tokio::spawn(health::serve(&self.metrics_address, Arc::clone(&self.health)).await?);
@@ -104,7 +107,7 @@ impl App {
             tracing::warn!(after_s = DRAIN.as_secs(), "requests under way were cut off");
         }
         let layers = self.node.layers.clone();
-        tokio::task::spawn_blocking(move || layers.drain()).await.context("unmount layers")?;
+        tokio::task::spawn_blocking(move || layers.leave()).await.context("leave the mounts")?;
         self.cache.drain().await.context("record what the cache has")?;
         self.store.flush().context("flush the metadata")?;
         tracing::info!("stopped");
@@ -137,6 +140,7 @@ fn layers(
     config: &Config,
     cache: Cache,
     store: &Store,
+    keeping: Keeping,
     metrics: &mut Metrics,
 ) -> anyhow::Result<Layers> {
     let settings = skimmer_layers::Config {
@@ -152,9 +156,13 @@ fn layers(
             max_background: config.fuse.max_background,
             max_waiting: config.fuse.max_faults,
         },
-        ..skimmer_layers::Config::new(config.root.join("snapshots/m"))
+        mode: match config.mount.mode {
+            MountMode::Auto => skimmer_layers::MountMode::Auto,
+            MountMode::Fuse => skimmer_layers::MountMode::Fuse,
+        },
+        ..skimmer_layers::Config::new(keeper::mounts(config))
     };
-    let layers = Layers::open(settings, cache, store, metrics)?;
+    let layers = Layers::open(settings, cache, store, keeping, metrics)?;
     if !config.cache.scrub_interval.is_zero() {
         layers.scrub(Scrub {
             interval: config.cache.scrub_interval,

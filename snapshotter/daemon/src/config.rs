@@ -139,6 +139,10 @@ pub struct Background {
 #[serde(default)]
 pub struct Mount {
     pub mode: MountMode,
+    /// Who keeps the descriptors of FUSE mounts while no daemon runs.
+    pub keeper: MountKeeper,
+    /// Where `skimmerd hold` listens.
+    pub holder_address: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +150,15 @@ pub struct Mount {
 pub enum MountMode {
     Auto,
     Fuse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountKeeper {
+    Auto,
+    Systemd,
+    Holder,
+    None,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,7 +275,11 @@ impl Default for Background {
 
 impl Default for Mount {
     fn default() -> Self {
-        Self { mode: MountMode::Auto }
+        Self {
+            mode: MountMode::Auto,
+            keeper: MountKeeper::Auto,
+            holder_address: "/run/skimmer/hold.sock".into(),
+        }
     }
 }
 

@@ -2,14 +2,15 @@
 
 mod app;
 mod config;
+mod keeper;
 mod node;
 mod swarm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-use skimmer_service::{program, stop};
+use clap::{Parser, Subcommand};
+use skimmer_service::{log, program, stop};
 
 use crate::config::Config;
 
@@ -20,15 +21,34 @@ use crate::config::Config;
     version,
     after_help = "Every configuration key has a default; install/skimmerd.toml lists them all.\n\n\
                   Examples:\n  skimmerd --config /etc/skimmer/skimmerd.toml\n  \
-                  skimmerd --config FILE --check"
+                  skimmerd --config FILE --check\n  \
+                  skimmerd hold                          in a unit of its own, where systemd keeps no descriptors\n  \
+                  skimmerd drain --unmount               after it was stopped for good"
 )]
 struct Options {
     /// Configuration file (TOML); built-in defaults if not given.
-    #[arg(long, short)]
+    #[arg(long, short, global = true)]
     config: Option<PathBuf>,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+/// What else the program does than to serve.
+#[derive(Subcommand, Debug)]
+enum Task {
+    /// Keep the descriptors of mounts while skimmerd is stopped, crashed or being upgraded.
+    ///
+    /// Runs for ever at `mount.holder_address`, and has to outlive skimmerd: give it a unit of its own.
+    Hold,
+    /// Give up what a stopped skimmerd left to its successor.
+    Drain {
+        /// Unmount every layer: containers that use one get errors from it.
+        #[arg(long, required = true)]
+        unmount: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -40,8 +60,22 @@ fn run(options: &Options) -> anyhow::Result<()> {
         Some(path) => Config::load(path)?,
         None => Config::default(),
     };
-    program::run("skimmerd", &config.log, options.check, async {
-        let app = app::App::build(&config).await?;
+    match options.task {
+        Some(Task::Hold) => {
+            log::start(&config.log)?;
+            Ok(skimmer_keeper::hold::serve(&config.mount.holder_address)?)
+        }
+        Some(Task::Drain { unmount: _ }) => {
+            log::start(&config.log)?;
+            keeper::unmount(&config)
+        }
+        None => serve(&config, options.check),
+    }
+}
+
+fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
+    program::run("skimmerd", &config.log, check, async {
+        let app = app::App::build(config).await?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             address = %config.snapshots.address.display(),

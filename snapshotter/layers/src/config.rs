@@ -10,6 +10,7 @@ use skimmer_index::tar::Limits;
 pub struct Config {
     /// Directory of the mounts: `<root>/snapshots/m`.
     pub mounts: PathBuf,
+    pub mode: MountMode,
     /// Blobs shorter than this are fetched whole even if there is an index.
     pub min_layer_bytes: u64,
     /// Whether the table of contents inside a blob without an index is taken at its word until the
@@ -34,6 +35,7 @@ impl Config {
     pub fn new(mounts: PathBuf) -> Self {
         Self {
             mounts,
+            mode: MountMode::Auto,
             min_layer_bytes: 1 << 20,
             trust_toc: false,
             background_delay: Some(Duration::from_secs(60)),
@@ -46,7 +48,16 @@ impl Config {
     }
 }
 
-/// How mounts are served.
+/// Who serves layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountMode {
+    /// The kernel those that are complete, if it can; this process all others, through FUSE.
+    Auto,
+    /// This process all of them, through FUSE.
+    Fuse,
+}
+
+/// How FUSE mounts are served.
 #[derive(Clone, Debug)]
 pub struct FuseConfig {
     /// Threads that take requests from the kernel, per mount.

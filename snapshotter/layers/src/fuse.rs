@@ -19,6 +19,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -64,6 +65,7 @@ pub struct LayerFs<C: Content> {
     xattrs: bool,
     /// Whether the kernel does without open and opendir requests if told so.
     skips_open: bool,
+    agreed: Arc<AtomicU64>,
 }
 
 impl<C: Content> LayerFs<C> {
@@ -74,8 +76,14 @@ impl<C: Content> LayerFs<C> {
             max_background: config.max_background.max(1),
             xattrs: inodes.any_xattrs(),
             skips_open: false,
+            agreed: Arc::default(),
             reader,
         }
+    }
+
+    /// The bits of [`InitFlags`] that this file system asked for and got, once the kernel has greeted it.
+    pub fn agreed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.agreed)
     }
 
     fn inodes(&self) -> &Inodes<C::Bytes> {
@@ -103,13 +111,12 @@ impl<C: Content> LayerFs<C> {
 
 impl<C: Content> Filesystem for LayerFs<C> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
-            // A kernel that lacks one works without.
-            let _ = config.add_capabilities(flag);
-        }
-        if self.xattrs {
-            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
-        }
+        let acl = self.xattrs.then_some(InitFlags::FUSE_POSIX_ACL);
+        let wanted = WANTED.into_iter().chain(acl).collect::<InitFlags>();
+        // A kernel that lacks one works without.
+        let agreed = wanted & config.capabilities();
+        let _ = config.add_capabilities(agreed);
+        self.agreed.store(agreed.bits(), Ordering::Release);
         let skipping = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
         self.skips_open = config.capabilities().contains(skipping);
         // Both refuse nothing but 0 and what exceeds the reader's buffer.

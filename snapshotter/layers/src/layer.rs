@@ -6,13 +6,15 @@
 //! Invariants:
 //! - What [`State`] says to do is done in the order in which it was decided, one at a time.
 //! - While a layer is open it is pinned in the cache.
-//! - What is mounted stays mounted until the layer is released, also when a better way was found.
+//! - What is mounted stays mounted until the layer is released, also when a better way was found: who mounts it from
+//!   then on gets that.
 //! - Only [`crate::Layers::begin`] brings a released layer back; whoever still holds one gets an
 //!   error.
 
 mod complete;
 mod error;
 mod implicit;
+mod mounting;
 mod open;
 mod toc;
 mod verify;
@@ -24,7 +26,6 @@ use skimmer_cache::{BlobRef, Class};
 use skimmer_proto::Digest;
 use tokio::sync::watch;
 
-use crate::fuse::LayerFs;
 use crate::layers::Shared;
 use crate::mount::{Mount, error_chain};
 use crate::state::{Action, Event, Machine, State};
@@ -75,8 +76,8 @@ struct Core {
     machine: Machine<Failure>,
     open: Option<Arc<Open>>,
     mount: Option<Mount>,
-    /// What was mounted before the layer was opened anew; containers may be using it.
-    former: Option<Mount>,
+    /// What was mounted before there was a better way; containers may be using it.
+    former: Vec<Mount>,
     /// Id of the mount, or of the one to come.
     place: Option<u64>,
 }
@@ -123,73 +124,6 @@ impl Layer {
         }
     }
 
-    /// Waits until the layer is ready and mounts it if it isn't mounted.
-    pub async fn mount(self: &Arc<Self>) -> Result<Mounted, Failure> {
-        self.ready().await?;
-        let _turn = self.mounting.lock().await;
-        let (open, mounted) = {
-            let core = self.core();
-            (core.open.clone(), core.mount.as_ref().map(mounted))
-        };
-        if let Some(mounted) = mounted {
-            return Ok(mounted);
-        }
-        let open = open.ok_or_else(|| self.failure(Cause::Released))?;
-        let this = Arc::clone(self);
-        let new = tokio::task::spawn_blocking(move || this.mount_now(&open))
-            .await
-            .unwrap_or_else(|_| Err(Cause::Interrupted))
-            .map_err(|cause| self.failure(cause))?;
-        self.complete_later();
-        Ok(new)
-    }
-
-    /// Mounts `open`, unless the layer has been released meanwhile.
-    fn mount_now(self: &Arc<Self>, open: &Arc<Open>) -> Result<Mounted, Cause> {
-        let file_system = LayerFs::new(open.reader(self, &self.shared), &self.shared.config.fuse);
-        let (mounts, place) = (&self.shared.mounts, self.reserved());
-        let mount = mounts
-            .mount(place, file_system, &self.shared.config.fuse)
-            .map_err(|source| Cause::Mount { source })?;
-        let result = mounted(&mount);
-        let mut core = self.core();
-        if core.open.as_ref().is_some_and(|current| Arc::ptr_eq(current, open)) {
-            core.mount = Some(mount);
-            drop(core);
-            self.shared.metrics.mounts.inc();
-            self.read_far_ahead();
-            Ok(result)
-        } else {
-            drop(core);
-            drop(mount);
-            Err(Cause::Released)
-        }
-    }
-
-    /// Has the kernel read on at full length once nothing that it reads has to be fetched.
-    fn read_far_ahead(&self) {
-        let core = self.core();
-        if let (Some(mount), Some(open)) = (&core.mount, &core.open)
-            && open.fill.data().complete()
-        {
-            mount.set_read_ahead(self.shared.config.fuse.read_ahead_kib);
-        }
-    }
-
-    /// Where the layer is mounted, or will be: the path exists from then on.
-    pub fn place(&self) -> PathBuf {
-        self.shared.mounts.path(self.reserved())
-    }
-
-    fn reserved(&self) -> u64 {
-        *self.core().place.get_or_insert_with(|| self.shared.mounts.reserve())
-    }
-
-    pub fn mounted(&self) -> Option<Mounted> {
-        let core = self.core();
-        core.mount.as_ref().or(core.former.as_ref()).map(mounted)
-    }
-
     /// Whether the layer has no index, and is mounted by the table of contents inside its blob.
     pub(crate) fn is_provisional(&self) -> bool {
         self.opened().is_some_and(|open| open.toc.is_some())
@@ -232,16 +166,12 @@ impl Layer {
             let state = core.machine.state();
             if open.is_some() && (state.is_working() || state.is_ready()) {
                 core.open = open;
-                core.former = core.mount.take();
-                if core.former.is_some() {
-                    core.place = None;
-                }
+                core.outgrow();
             }
             let action = core.machine.apply(now, event);
             let closed = (action == Action::Close).then(|| {
                 core.place = None;
-                let mounts = [core.mount.take(), core.former.take()];
-                (mounts.into_iter().flatten().collect::<Vec<_>>(), core.open.take())
+                (core.take_mounts(), core.open.take())
             });
             (action, closed)
         };
@@ -320,6 +250,7 @@ impl Layer {
     fn ready_with(self: &Arc<Self>, open: Open) {
         let complete = open.is_local();
         self.apply(Event::Ready { complete }, Some(Arc::new(open)));
+        self.take_over_later();
         if !complete && self.spec().blob.len < self.shared.config.min_layer_bytes {
             self.complete_now();
         }
@@ -339,8 +270,4 @@ impl Layer {
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn mounted(mount: &Mount) -> Mounted {
-    Mounted { id: mount.id(), path: mount.path().to_owned() }
 }

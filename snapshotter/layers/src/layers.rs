@@ -10,7 +10,7 @@ mod rot;
 mod scrub;
 mod status;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ use crate::fuse::device::bound_idle_memory;
 use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
-use crate::mount::{self, Mounts, error_chain};
+use crate::mount::{self, Keeping, Mounts, error_chain};
 use crate::turns::Places;
 
 /// Layers that are completed in the background at once.
@@ -88,18 +88,19 @@ pub(crate) struct Shared {
 type Key = (Digest, Digest);
 
 impl Layers {
-    /// Opens the directory of mounts, after unmounting what a dead predecessor left there. To be
-    /// called on a tokio runtime, which runs the work. Blocks.
+    /// Opens the directory of mounts. Of what an earlier process left there, what can be taken over waits for
+    /// [`Layers::resume`], the rest is unmounted. To be called on a tokio runtime, which runs the work. Blocks.
     pub fn open(
         config: Config,
         cache: Cache,
         store: &Store,
+        keeping: Keeping,
         registry: &mut Registry,
     ) -> Result<Self, mount::Error> {
         bound_idle_memory();
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         let shared = Shared {
-            mounts: Mounts::open(&config.mounts)?,
+            mounts: Mounts::open(&config.mounts, config.mode, keeping)?,
             metrics: Arc::new(Metrics::new(registry)),
             runtime: Handle::current(),
             buffers: Arc::default(),
@@ -155,6 +156,31 @@ impl Layers {
         });
         if released.await.is_err() {
             tracing::error!(%blob, "releasing a layer was interrupted");
+        }
+    }
+
+    /// Serves what an earlier process left mounted of these layers, which snapshots use, and unmounts the rest of
+    /// it. Returns at once: who reads there waits until it is served.
+    pub fn resume(&self, used: impl IntoIterator<Item = LayerSpec>) {
+        let mounts = &self.shared().mounts;
+        let left: BTreeSet<Digest> = mounts.left().into_iter().collect();
+        let mut resumed = BTreeSet::new();
+        for spec in used.into_iter().filter(|spec| left.contains(&spec.blob.digest)) {
+            resumed.insert(spec.blob.digest);
+            self.begin(spec);
+        }
+        for blob in left.difference(&resumed) {
+            tracing::info!(layer = %blob, "unmounting a layer that no snapshot uses");
+            mounts.take_left(*blob).into_iter().for_each(|left| mounts.discard(left));
+        }
+    }
+
+    /// Leaves what is mounted to the next process, as far as it can live until then, and unmounts the rest. Blocks.
+    pub fn leave(&self) {
+        let all: Vec<_> = self.shared().layers().values().map(Arc::clone).collect();
+        for layer in all {
+            layer.leave();
+            layer.release();
         }
     }
 

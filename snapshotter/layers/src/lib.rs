@@ -13,10 +13,10 @@ mod sparse;
 pub mod state;
 mod turns;
 
-pub use config::{Config, FuseConfig};
+pub use config::{Config, FuseConfig, MountMode};
 pub use indexes::Indexes;
 pub use layer::{Cause, Failure, Layer, LayerError, LayerSpec, Mounted};
 pub use layers::{BundleError, CheckError, Checked, Layers, Mode, Pause, Scrub, Shown, Status};
-pub use mount::error_chain;
+pub use mount::{Keeping, error_chain};
 pub use skimmer_index::toc::annotated as toc_digest;
 pub use state::State;

@@ -1,27 +1,40 @@
-//! The directory of mounts: `<mounts>/<decimal id>`, one a layer.
+//! The directory of mounts: `<mounts>/<decimal id>`, one or more a layer.
 //!
-//! Owns: the ids, the mount points and the threads that serve them.
+//! Owns: the ids, the mount points, the threads that serve them, and the names under which descriptors are kept.
 //! Does not own: what is mounted (see [`crate::fuse`]), when (see [`crate::layer`]).
 //!
 //! Invariants:
-//! - An id is not used twice by one process; a number is a path that a container may still name.
+//! - An id is not used twice as long as anything is mounted under it; a number is a path that a container may name.
 //! - Nothing here opens a file on one of our own mounts: a fork of this process would inherit the
 //!   descriptor and flush it to a server that does not answer forks.
-//! - What a dead predecessor left mounted is gone before the first mount.
+//! - What a dead predecessor left is taken over ([`Left`]) or unmounted before the first new mount.
+//! - A FUSE mount's path is told to nobody before its descriptor is kept, where there is a keeper.
 
 pub mod info;
+mod kernel;
+mod left;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fuser::InitFlags;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use skimmer_keeper::{Keeper, Kept};
+use skimmer_proto::Digest;
 
-use crate::config::FuseConfig;
+use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
+use crate::fuse::{Content, LayerFs};
+use kernel::Kernel;
+pub use kernel::version;
+use left::Name;
+pub use left::Subject;
 
 /// A failed operation on the directory of mounts or on one mount.
 #[derive(Debug, thiserror::Error)]
@@ -38,27 +51,59 @@ pub enum Error {
     Unmount { path: PathBuf, source: io::Error },
     #[error("serve {}", path.display())]
     Serve { path: PathBuf, source: device::Error },
+    #[error("have the kernel serve a layer")]
+    Kernel { source: kernel::Error },
 }
 
+/// Somebody who keeps descriptors for a successor, and what a predecessor left there.
+pub type Keeping = Option<(Arc<dyn Keeper>, Vec<Kept>)>;
+
 /// The directory of mounts.
-#[derive(Debug)]
 pub struct Mounts {
     root: PathBuf,
     next: AtomicU64,
+    kernel: Kernel,
+    keeper: Option<Arc<dyn Keeper>>,
+    left: Mutex<BTreeMap<Digest, Vec<Left>>>,
+}
+
+/// A mount that an earlier process left, of a layer of a known blob.
+#[derive(Debug)]
+pub struct Left {
+    pub id: u64,
+    pub kind: LeftKind,
+}
+
+#[derive(Debug)]
+pub enum LeftKind {
+    /// The kernel serves it, and always did.
+    Kernel,
+    /// Readers wait for whoever [takes it over](Mounts::resume).
+    Fuse { subject: Subject, flags: InitFlags, descriptor: OwnedFd },
 }
 
 impl Mounts {
-    /// Creates the directory, unmounts what is mounted inside (lazily: containers that still use it
-    /// see ENOTCONN as before) and removes the empty mount points.
-    pub fn open(root: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(root)
+    /// Creates the directory and looks at what is mounted inside: what can be taken over waits for
+    /// [`Mounts::take_left`], the rest is unmounted lazily (containers that still use it see ENOTCONN as before). Empty
+    /// mount points are removed.
+    pub fn open(root: &Path, mode: MountMode, keeping: Keeping) -> Result<Self, Error> {
+        let root = fs::create_dir_all(root)
             .and_then(|()| root.canonicalize())
-            .map_err(|source| Error::Root { path: root.to_owned(), source })
-            .and_then(|root| {
-                unmount_all(&root)?;
-                remove_points(&root)?;
-                Ok(Self { root, next: AtomicU64::new(1) })
-            })
+            .map_err(|source| Error::Root { path: root.to_owned(), source })?;
+        let (keeper, kept) = match keeping {
+            Some((keeper, kept)) => (Some(keeper), kept),
+            None => (None, Vec::new()),
+        };
+        let mut mounts = Self {
+            root,
+            next: AtomicU64::new(1),
+            kernel: Kernel::new(mode == MountMode::Auto),
+            keeper,
+            left: Mutex::default(),
+        };
+        mounts.look_back(kept)?;
+        remove_points(&mounts.root)?;
+        Ok(mounts)
     }
 
     /// An id for a mount to come. Its path doesn't exist until then.
@@ -67,44 +112,199 @@ impl Mounts {
     }
 
     pub fn path(&self, id: u64) -> PathBuf {
-        self.root.join(id.to_string())
+        left::path_of(&self.root, id)
+    }
+
+    /// Whether complete layers can be served by the kernel, as far as is known.
+    pub fn has_kernel(&self) -> bool {
+        self.kernel.can()
     }
 
     /// Mounts `file_system` under the reserved `id` and serves it until the [`Mount`] is dropped.
-    pub fn mount<F: fuser::Filesystem>(
+    pub fn fuse<C: Content>(
         &self,
         id: u64,
-        file_system: F,
+        subject: &Subject,
+        file_system: LayerFs<C>,
         config: &FuseConfig,
     ) -> Result<Mount, Error> {
-        let path = self.path(id);
-        fs::create_dir(&path).map_err(|source| Error::Point { path: path.clone(), source })?;
-        let served = Device::mount(&path).and_then(|device| {
-            let server = device.serve(file_system, config)?;
-            Ok((device, server))
-        });
+        let path = self.point(id)?;
+        let agreed = file_system.agreed();
+        let served = Device::mount(&path, &subject.source())
+            .and_then(|device| device.serve(file_system, config).map(|_thread| device));
         match served {
-            Ok((device, server)) => {
+            Ok(device) => {
                 set_read_ahead(&path, config.lazy_read_ahead_kib);
-                Ok(Mount { id, path, device, server: Some(server) })
+                let flags = InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
+                let name = self.name(id, flags);
+                self.keep(&name, &device);
+                Ok(self.mount(id, Some(name)))
             }
             Err(source) => {
-                // Both may fail for want of anything to undo; the first error is the one to tell.
-                let _ = umount2(&path, MntFlags::MNT_DETACH);
-                let _ = fs::remove_dir(&path);
+                self.give_up(&path);
                 Err(Error::Serve { path, source })
             }
         }
     }
+
+    /// Has the kernel serve a complete layer under the reserved `id`. `None`: this kernel can't.
+    pub fn kernel(&self, id: u64, inodes: &Path, data: &Path) -> Result<Option<Mount>, Error> {
+        if !self.has_kernel() {
+            return Ok(None);
+        }
+        let path = self.point(id)?;
+        let mounted = self.kernel.mount(inodes, data, &path);
+        if !matches!(mounted, Ok(true)) {
+            self.give_up(&path);
+        }
+        match mounted {
+            Ok(done) => Ok(done.then(|| self.mount(id, None))),
+            Err(source) => Err(Error::Kernel { source }),
+        }
+    }
+
+    /// Serves a mount that an earlier process served, with a file system of the same subject.
+    pub fn resume<C: Content>(
+        &self,
+        id: u64,
+        (flags, descriptor): (InitFlags, OwnedFd),
+        file_system: LayerFs<C>,
+        config: &FuseConfig,
+    ) -> Result<Mount, Error> {
+        let device = Device::left(descriptor);
+        let served = device.resume(file_system, flags, config);
+        let _thread = served.map_err(|source| Error::Serve { path: self.path(id), source })?;
+        Ok(self.mount(id, Some(self.name(id, flags))))
+    }
+
+    /// A mount that an earlier process left and the kernel serves.
+    pub fn adopt(&self, id: u64) -> Mount {
+        self.mount(id, None)
+    }
+
+    /// The blobs of whose layers something was left that nobody has taken yet.
+    pub fn left(&self) -> Vec<Digest> {
+        self.left_ones().keys().copied().collect()
+    }
+
+    pub fn has_left(&self, blob: Digest) -> bool {
+        self.left_ones().contains_key(&blob)
+    }
+
+    /// What was left of layers of `blob`; it is the caller's from now on.
+    pub fn take_left(&self, blob: Digest) -> Vec<Left> {
+        self.left_ones().remove(&blob).unwrap_or_default()
+    }
+
+    /// Whether the kernel serves a layer of `blob` on an earlier process's behalf.
+    pub fn kernel_left(&self, blob: Digest) -> bool {
+        let left = self.left_ones();
+        left.get(&blob).is_some_and(|all| all.iter().any(|l| matches!(l.kind, LeftKind::Kernel)))
+    }
+
+    /// Unmounts what was left and isn't wanted; readers that still wait are told.
+    pub fn discard(&self, left: Left) {
+        let name = match &left.kind {
+            LeftKind::Kernel => None,
+            LeftKind::Fuse { flags, .. } => Some(self.name(left.id, *flags)),
+        };
+        drop(self.mount(left.id, name));
+    }
+
+    fn mount(&self, id: u64, name: Option<Name>) -> Mount {
+        let release = name.and_then(|name| Some((name, Arc::clone(self.keeper.as_ref()?))));
+        Mount { id, path: self.path(id), fuse: name.is_some(), release, mounted: true }
+    }
+
+    fn point(&self, id: u64) -> Result<PathBuf, Error> {
+        let path = self.path(id);
+        fs::create_dir(&path).map_err(|source| Error::Point { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Undoes what there is of a mount that failed.
+    fn give_up(&self, path: &Path) {
+        // Both may fail for want of anything to undo; the first error is the one to tell.
+        let _ = umount2(path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(path);
+    }
+
+    fn name(&self, id: u64, flags: InitFlags) -> Name {
+        Name { place: Name::place_of(&self.root), id, flags }
+    }
+
+    /// Without it the layer works, until this process ends.
+    fn keep(&self, name: &Name, device: &Device) {
+        let Some(keeper) = &self.keeper else { return };
+        if let Err(error) = keeper.keep(&name.text(), device.as_fd()) {
+            tracing::warn!(
+                mount = name.id,
+                error = error_chain(&error),
+                "a mount will not survive this process"
+            );
+        }
+    }
+
+    /// Sorts out what is mounted in the directory and whose descriptors were kept.
+    fn look_back(&mut self, kept: Vec<Kept>) -> Result<(), Error> {
+        let place = Name::place_of(&self.root);
+        let mut descriptors = BTreeMap::new();
+        for Kept { name, fd } in kept {
+            if let Some(name) = Name::parse(&name).filter(|name| name.place == place) {
+                descriptors.insert(name.id, (name, fd));
+            }
+        }
+        let mut last = 0;
+        // The newest first.
+        for line in mount_info()?.into_iter().rev() {
+            let Some(id) = left::id_of(&self.root, &line.mount_point) else { continue };
+            last = last.max(id);
+            let found = match line.file_system.as_str() {
+                FILE_SYSTEM => Subject::parse(&line.source).and_then(|subject| {
+                    let (name, descriptor) = descriptors.remove(&id)?;
+                    let kind = LeftKind::Fuse { subject, flags: name.flags, descriptor };
+                    Some((subject.blob, kind))
+                }),
+                kernel::FILE_SYSTEM => kernel::inodes_of(&line.source)
+                    .and_then(|inodes| left::blob_of(&inodes))
+                    .map(|blob| (blob, LeftKind::Kernel)),
+                _ => continue,
+            };
+            match found {
+                Some((blob, kind)) => {
+                    self.left_ones().entry(blob).or_default().push(Left { id, kind });
+                }
+                None => unmount_dead(&line.mount_point)?,
+            }
+        }
+        for (name, _fd) in descriptors.into_values() {
+            last = last.max(name.id);
+            self.release(&name);
+        }
+        self.next = AtomicU64::new(last + 1);
+        Ok(())
+    }
+
+    fn release(&self, name: &Name) {
+        if let Some(keeper) = &self.keeper {
+            release(keeper.as_ref(), name);
+        }
+    }
+
+    fn left_ones(&self) -> MutexGuard<'_, BTreeMap<Digest, Vec<Left>>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A mounted layer. Dropping it unmounts lazily: what is open stays served until it is closed.
-#[derive(Debug)]
 pub struct Mount {
     id: u64,
     path: PathBuf,
-    device: Device,
-    server: Option<thread::JoinHandle<()>>,
+    /// Whether this process serves it.
+    fuse: bool,
+    /// Who is to forget its descriptor when it goes.
+    release: Option<(Name, Arc<dyn Keeper>)>,
+    mounted: bool,
 }
 
 impl Mount {
@@ -116,9 +316,9 @@ impl Mount {
         &self.path
     }
 
-    /// The descriptor through which the kernel is answered.
-    pub const fn device(&self) -> &Device {
-        &self.device
+    /// Whether this process serves it, and not the kernel by itself.
+    pub const fn is_fuse(&self) -> bool {
+        self.fuse
     }
 
     /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
@@ -131,9 +331,19 @@ impl Mount {
         self.detach()
     }
 
+    /// Leaves the mount to whoever comes after this process, if it can live until then.
+    pub fn leave(mut self) {
+        if !self.fuse || self.release.is_some() {
+            self.mounted = false;
+        }
+    }
+
     fn detach(&mut self) -> Result<(), Error> {
-        if self.server.take().is_none() {
+        if !std::mem::take(&mut self.mounted) {
             return Ok(());
+        }
+        if let Some((name, keeper)) = self.release.take() {
+            release(keeper.as_ref(), &name);
         }
         let failed = |source| Error::Unmount { path: self.path.clone(), source };
         match umount2(&self.path, MntFlags::MNT_DETACH) {
@@ -156,6 +366,16 @@ impl Drop for Mount {
     }
 }
 
+fn release(keeper: &dyn Keeper, name: &Name) {
+    if let Err(error) = keeper.release(&name.text()) {
+        tracing::warn!(
+            mount = name.id,
+            error = error_chain(&error),
+            "the descriptor of a mount that is gone stays kept"
+        );
+    }
+}
+
 /// An error and its causes on one line.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -173,29 +393,25 @@ fn mount_info() -> Result<Vec<info::Line>, Error> {
     Ok(info::parse(&text).collect())
 }
 
-/// Lazily unmounts every file system of ours under `root`, the newest first.
-fn unmount_all(root: &Path) -> Result<(), Error> {
-    for line in mount_info()?.into_iter().rev() {
-        if line.file_system != FILE_SYSTEM || line.mount_point.parent() != Some(root) {
-            continue;
-        }
-        tracing::info!(path = %line.mount_point.display(), "unmounting what an earlier process left");
-        umount2(&line.mount_point, MntFlags::MNT_DETACH)
-            .map_err(|errno| Error::Stale { path: line.mount_point, source: errno.into() })?;
-    }
-    Ok(())
+fn unmount_dead(path: &Path) -> Result<(), Error> {
+    tracing::info!(path = %path.display(), "unmounting what an earlier process left");
+    umount2(path, MntFlags::MNT_DETACH)
+        .map_err(|errno| Error::Stale { path: path.to_owned(), source: errno.into() })
 }
 
-/// Removes empty directories with decimal names; anything else was not made here.
+/// Removes empty directories with decimal names on which nothing is mounted; anything else was not made here.
 fn remove_points(root: &Path) -> Result<(), Error> {
     let failed = |source| Error::Root { path: root.to_owned(), source };
     for entry in fs::read_dir(root).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        if ours {
-            fs::remove_dir(entry.path())
-                .map_err(|source| Error::Point { path: entry.path(), source })?;
+        let path = entry.map_err(failed)?.path();
+        if left::id_of(root, &path).is_none() {
+            continue;
+        }
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
+                return Err(Error::Point { path, source: error });
+            }
+            _ => {}
         }
     }
     Ok(())

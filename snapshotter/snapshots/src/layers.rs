@@ -14,6 +14,9 @@ pub use served::Served;
 /// Makes layers servable and mounts them.
 #[async_trait]
 pub trait LayerStore: Send + Sync + 'static {
+    /// These are the layers that snapshots use, at the start: what an earlier process left of them is taken over.
+    fn resume(&self, used: Vec<Binding>);
+
     /// Starts making the layer servable, if nobody has. Returns at once.
     fn begin(&self, layer: &Binding);
 

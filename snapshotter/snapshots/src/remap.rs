@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use skimmer_layers::mount::info;
+use skimmer_layers::mount::{info, version};
 use tracing::info;
 
 use crate::idmap::Mapping;
@@ -49,12 +49,7 @@ pub enum Error {
 
 /// Whether this kernel can do it for all kinds of lower folders.
 pub fn supported() -> bool {
-    nix::sys::utsname::uname().is_ok_and(|name| since(&name.release().to_string_lossy()) >= SINCE)
-}
-
-fn since(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    nix::sys::utsname::uname().is_ok_and(|name| version(&name.release().to_string_lossy()) >= SINCE)
 }
 
 /// The mapped lower folders of all snapshots.

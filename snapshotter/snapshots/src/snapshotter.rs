@@ -125,12 +125,15 @@ impl Snapshotter {
         // Before anything is deleted in which they are.
         let remaps = Remaps::open(&config.root).map_err(Error::Remaps)?;
         let rebuilt = rebuild::reconcile(&folders, records.as_ref())?;
+        let mut used = Vec::new();
         records.visit(&mut |snapshot| {
-            if let Some(layer) = &snapshot.layer {
+            if let Some(layer) = snapshot.layer {
                 layers.keep(&layer.blob.digest);
+                used.push(layer);
             }
             ControlFlow::Continue(())
         })?;
+        layers.resume(used);
         let metrics = Metrics::register(registry);
         let inner = Inner {
             config,

@@ -99,6 +99,11 @@ impl LayerData {
         *self.usage.spans.lock().unwrap_or_else(PoisonError::into_inner) = Some(spans);
     }
 
+    /// Nothing of the file goes as long as it is open: somebody reads it without a look at what is there.
+    pub fn forbid_punching(&self) {
+        std::mem::forget(self.keep());
+    }
+
     /// Waits until nobody holds the file. What is held later sees what happened before.
     pub fn settle(&self) {
         drop(self.usage.held.write().unwrap_or_else(PoisonError::into_inner));

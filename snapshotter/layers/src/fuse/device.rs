@@ -2,15 +2,23 @@
 //!
 //! Mounting by hand (mount(2) with the descriptor's number) and not through a library leaves the
 //! descriptor in our keeping: whoever holds it holds the mount, whatever happens to this process.
+//!
+//! A mount that a dead process left is [resumed](Device::resume) by its descriptor. The kernel greets a server only
+//! once, so that the successor is greeted over a socket in its place, with what was agreed on then; the descriptor
+//! then takes the socket's number, and the kernel is asked to send again what was never answered
+//! (`FUSE_NOTIFY_RESEND`, Linux 6.9).
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use fuser::{Filesystem, Session, SessionACL};
+use fuser::{Filesystem, InitFlags, Session, SessionACL};
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::dup3_raw;
 
 use crate::config::FuseConfig;
 
@@ -20,7 +28,13 @@ pub const FILE_SYSTEM: &str = "fuse.skimmer";
 /// The largest read that the kernel asks for at once.
 pub const MAX_READ: u32 = 1 << 20;
 
-const SOURCE: &str = "skimmer";
+/// `struct fuse_in_header` and `struct fuse_init_in` of the kernel's `linux/fuse.h`.
+const INIT_LEN: u32 = 40 + 64;
+const FUSE_INIT: u32 = 26;
+const MAJOR: u32 = 7;
+/// Whatever the kernel speaks by now, all that is said to it exists since then.
+const MINOR: u32 = 40;
+const FUSE_NOTIFY_RESEND: u32 = 7;
 
 /// The joining thread does nothing but wait.
 const STACK_BYTES: usize = 64 << 10;
@@ -33,6 +47,8 @@ pub enum Error {
     Mount { path: PathBuf, source: io::Error },
     #[error("greet the kernel on /dev/fuse")]
     Handshake { source: io::Error },
+    #[error("take over a mount from an earlier process")]
+    TakeOver { source: io::Error },
     #[error("start a thread")]
     Thread { source: io::Error },
 }
@@ -63,8 +79,8 @@ pub struct Device {
 
 impl Device {
     /// Opens the device and mounts it at `path`: read-only, with set-user-id programs and device
-    /// nodes in force, permissions checked by the kernel, for all users.
-    pub fn mount(path: &Path) -> Result<Self, Error> {
+    /// nodes in force, permissions checked by the kernel, for all users. `source` is what mountinfo says of it.
+    pub fn mount(path: &Path, source: &str) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -74,9 +90,14 @@ impl Device {
             "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ}",
             file.as_raw_fd()
         );
-        mount(Some(SOURCE), path, Some(FILE_SYSTEM), MsFlags::MS_RDONLY, Some(options.as_str()))
+        mount(Some(source), path, Some(FILE_SYSTEM), MsFlags::MS_RDONLY, Some(options.as_str()))
             .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })?;
         Ok(Self { file })
+    }
+
+    /// The device behind a mount that an earlier process left.
+    pub fn left(descriptor: OwnedFd) -> Self {
+        Self { file: descriptor.into() }
     }
 
     /// Answers the kernel from threads of its own until the file system is unmounted and unused.
@@ -85,24 +106,92 @@ impl Device {
         file_system: F,
         config: &FuseConfig,
     ) -> Result<thread::JoinHandle<()>, Error> {
-        let descriptor: OwnedFd =
-            self.file.try_clone().map_err(|source| Error::Handshake { source })?.into();
-        let mut settings = fuser::Config::default();
-        settings.n_threads = Some(config.threads.max(1));
-        // A clone's closing would abort the requests that it took.
-        settings.clone_fd = false;
-        let session = Session::from_fd(file_system, descriptor, SessionACL::All, settings)
+        let descriptor = self.duplicate().map_err(|source| Error::Handshake { source })?;
+        let session = Session::from_fd(file_system, descriptor, SessionACL::All, settings(config))
             .map_err(|source| Error::Handshake { source })?;
-        thread::Builder::new()
-            .name("fuse-session".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                if let Err(error) = session.run() {
-                    tracing::error!(%error, "stopped serving a mount: its readers now fail");
-                }
-            })
-            .map_err(|source| Error::Thread { source })
+        run(session)
     }
+
+    /// The same for a mount whose kernel agreed on `flags` with an earlier process, which is gone.
+    pub fn resume<F: Filesystem>(
+        &self,
+        file_system: F,
+        flags: InitFlags,
+        config: &FuseConfig,
+    ) -> Result<thread::JoinHandle<()>, Error> {
+        let failed = |source| Error::TakeOver { source };
+        let (kernel, server) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|errno| failed(errno.into()))?;
+        nix::unistd::write(&kernel, &greeting(flags)).map_err(|errno| failed(errno.into()))?;
+        let number = server.as_raw_fd();
+        let session = Session::from_fd(file_system, server, SessionACL::All, settings(config))
+            .map_err(failed)?;
+        self.replace(number).map_err(failed)?;
+        if flags.contains(InitFlags::FUSE_HAS_RESEND) {
+            nix::unistd::write(&self.file, &resend()).map_err(|errno| failed(errno.into()))?;
+        }
+        run(session)
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// Has descriptor `number`, a session's, mean this device.
+    #[expect(unsafe_code, reason = "the session has no way to be given another descriptor")]
+    fn replace(&self, number: i32) -> io::Result<()> {
+        // SAFETY: the number is the session's, which lives and owns it before as after; the socket that it meant is
+        // closed by the call, and by nobody else.
+        let new = unsafe { dup3_raw(&self.file, number, OFlag::O_CLOEXEC) }?;
+        // It is the session's to close.
+        let _ = new.into_raw_fd();
+        Ok(())
+    }
+}
+
+fn settings(config: &FuseConfig) -> fuser::Config {
+    let mut settings = fuser::Config::default();
+    settings.n_threads = Some(config.threads.max(1));
+    // A clone's closing would abort the requests that it took.
+    settings.clone_fd = false;
+    settings
+}
+
+fn run<F: Filesystem>(session: Session<F>) -> Result<thread::JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name("fuse-session".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "stopped serving a mount: its readers now fail");
+            }
+        })
+        .map_err(|source| Error::Thread { source })
+}
+
+/// A `FUSE_INIT` request as the kernel sends it, offering `flags`.
+fn greeting(flags: InitFlags) -> Vec<u8> {
+    let flags = (flags | InitFlags::FUSE_INIT_EXT).bits();
+    let (low, high) = (flags & u64::from(u32::MAX), flags >> 32);
+    let unique = 1u64;
+    let mut message = Vec::new();
+    message.extend(INIT_LEN.to_ne_bytes());
+    message.extend(FUSE_INIT.to_ne_bytes());
+    message.extend(unique.to_ne_bytes());
+    // Inode, user, group, process, length of extensions.
+    message.extend([0; 8 + 4 + 4 + 4 + 4]);
+    for word in [u64::from(MAJOR), u64::from(MINOR), u64::from(MAX_READ), low, high] {
+        message.extend(u32::try_from(word).unwrap_or(0).to_ne_bytes());
+    }
+    message.resize(INIT_LEN as usize, 0);
+    message
+}
+
+/// The notification that asks for everything that was taken and not answered.
+fn resend() -> Vec<u8> {
+    let (len, unique) = (16u32, 0u64);
+    [&len.to_ne_bytes()[..], &FUSE_NOTIFY_RESEND.to_ne_bytes(), &unique.to_ne_bytes()].concat()
 }
 
 impl AsFd for Device {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::fill::{self, Fill, Proof};
 use crate::fuse::{Content, Reader};
 use crate::layers::Shared;
 use crate::metrics::Metrics;
-use crate::mount::error_chain;
+use crate::mount::{Subject, error_chain};
 use crate::pull::{self, Expected};
 
 /// A chunk that decodes to more than this is not worth a reader's wait: its blob is pulled through.
@@ -37,6 +38,8 @@ pub struct Open {
     pub inodes: Arc<Inodes<Mmap>>,
     /// SHA-256 of the TOC inside the blob, if that is all the index there is.
     pub toc: Option<Digest>,
+    /// What a mount of it shows.
+    pub subject: Subject,
     files: Arc<LayerFiles>,
     /// Whether SHA-256 and DiffID of the whole have been matched on this node.
     proved: bool,
@@ -171,6 +174,11 @@ impl Open {
         self.proved
     }
 
+    /// The files that the kernel can serve the layer from once it is complete: inodes and data.
+    pub fn paths(&self) -> (PathBuf, PathBuf) {
+        (self.files.inodes_path(), self.files.data_path())
+    }
+
     /// What answers the reads of `layer`'s mount.
     pub fn reader(&self, layer: &Layer, shared: &Shared) -> Arc<Reader<LayerContent>> {
         let content = LayerContent {
@@ -252,13 +260,15 @@ impl Parts {
         index.inodes = Vec::new();
         let failed = |source| Cause::Blob { source };
         let blob = shared.cache.blob(spec.blob.clone()).map_err(failed)?;
-        let (proof, toc) = match word {
+        let (proof, toc, shown) = match word {
             Word::Table(table) => {
+                let shown = table.index;
                 blob.set_table(Arc::new(table)).map_err(failed)?;
-                (Proof::Pieces, None)
+                (Proof::Pieces, None, shown)
             }
-            Word::Toc(digest, chunks) => (Proof::Chunks(chunks), Some(digest)),
+            Word::Toc(digest, chunks) => (Proof::Chunks(chunks), Some(digest), digest),
         };
+        let subject = Subject { blob: spec.blob.digest, diff_id: spec.diff_id, index: shown };
         let fill = Fill::new(
             blob,
             data,
@@ -269,8 +279,12 @@ impl Parts {
             Arc::clone(&shared.metrics),
         );
         let fill = Arc::new(fill);
-        fill.data().allow_punching(Arc::downgrade(&fill) as _);
-        Ok(Open { fill, index_bytes, inodes: Arc::new(inodes), toc, files, proved, _pin: pin })
+        // What the kernel reads by itself must not become a hole.
+        if !shared.mounts.kernel_left(spec.blob.digest) {
+            fill.data().allow_punching(Arc::downgrade(&fill) as _);
+        }
+        let inodes = Arc::new(inodes);
+        Ok(Open { fill, index_bytes, inodes, toc, subject, files, proved, _pin: pin })
     }
 }
 

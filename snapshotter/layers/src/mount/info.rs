@@ -12,6 +12,8 @@ pub struct Line {
     pub mount_point: PathBuf,
     /// `fuse.skimmer` and the like.
     pub file_system: String,
+    /// What was mounted, in the file system's own words.
+    pub source: PathBuf,
 }
 
 /// The lines of `text` that can be read; others are passed over.
@@ -23,10 +25,12 @@ pub fn parse(text: &[u8]) -> impl Iterator<Item = Line> {
 fn line(text: &[u8]) -> Option<Line> {
     let mut fields = text.split(|byte| *byte == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
-    let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
+    let mount_point = path(fields.nth(1)?);
     fields.find(|field| *field == b"-")?;
     let file_system = String::from_utf8(fields.next()?.to_vec()).ok()?;
-    Some(Line { device, mount_point, file_system })
+    let source = path(fields.next()?);
+    Some(Line { device, mount_point, file_system, source })
 }
 
 /// Space, tab, newline and backslash are written `\040`, `\011`, `\012`, `\134`.
@@ -65,19 +69,20 @@ mod tests {
     #[test]
     fn reads_what_the_kernel_writes() {
         let text = b"22 1 0:21 / /proc rw,nosuid shared:5 - proc proc rw\n\
-            40 22 0:52 / /a\\040b/m/7 ro master:1 propagate_from:2 - fuse.skimmer skimmer ro,user_id=0\n\
+            40 22 0:52 / /a\\040b/m/7 ro master:1 propagate_from:2 - fuse.skimmer skimmer\\040x ro,user_id=0\n\
             41 22 8:1 / /odd\\9\\ rw - ext4 /dev/sda1 rw\n\
             broken line\n";
         let lines: Vec<_> = parse(text).collect();
         let expected = [
-            ("0:21", "/proc", "proc"),
-            ("0:52", "/a b/m/7", "fuse.skimmer"),
-            ("8:1", "/odd\\9\\", "ext4"),
+            ("0:21", "/proc", "proc", "proc"),
+            ("0:52", "/a b/m/7", "fuse.skimmer", "skimmer x"),
+            ("8:1", "/odd\\9\\", "ext4", "/dev/sda1"),
         ]
-        .map(|(device, mount_point, file_system)| Line {
+        .map(|(device, mount_point, file_system, source)| Line {
             device: device.to_owned(),
             mount_point: PathBuf::from(mount_point),
             file_system: file_system.to_owned(),
+            source: PathBuf::from(source),
         });
         assert_eq!(lines, expected);
     }

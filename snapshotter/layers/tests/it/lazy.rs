@@ -1,10 +1,11 @@
 //! A layer whose index exists is mounted before its bytes are there.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use skimmer_layers::mount::Mounts;
-use skimmer_layers::{Mode, State};
+use skimmer_layers::{Mode, MountMode, State};
 
 use crate::node::{Node, is_mounted, noise, read, tar};
 
@@ -120,7 +121,9 @@ async fn what_a_predecessor_left_mounted_goes_at_the_start() {
     let path = node.layers.begin(spec).mount().await.unwrap().path;
     std::fs::create_dir(node.mounts().join("not-ours")).unwrap();
     let mounts = node.mounts();
-    tokio::task::spawn_blocking(move || Mounts::open(&mounts).unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || Mounts::open(&mounts, MountMode::Auto, None).unwrap())
+        .await
+        .unwrap();
     assert!(!is_mounted(&path) && !path.exists());
     assert!(node.mounts().join("not-ours").exists());
 }
@@ -151,7 +154,7 @@ fn resident_kib() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_mounts_take_little_memory_also_the_second_time() {
-    let node = Node::new();
+    let node = Node::without_kernel(Arc::default());
     let specs: Vec<_> =
         (0..50).map(|n| node.layer(&tar(&[("file", noise(2000, 200 + n))]))).collect();
     let mount_all = async || {

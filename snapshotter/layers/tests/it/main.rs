@@ -4,6 +4,7 @@
 
 mod bad;
 mod cold;
+mod kernel;
 mod lazy;
 mod node;
 mod rot;

@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use prometheus_client::registry::Registry;
 use skimmer_cache::source::memory::Memory;
 use skimmer_cache::{BlobKind, BlobRef, Cache, Origin};
-use skimmer_layers::{Config, LayerSpec, Layers};
+use skimmer_layers::{Config, LayerSpec, Layers, MountMode};
 use skimmer_proto::Digest;
 use skimmer_store::Store;
 use tempfile::TempDir;
@@ -36,6 +36,12 @@ impl Node {
     /// A node that mounts by TOCs.
     pub fn trusting(source: Arc<Memory>) -> Self {
         Self::with(source, tempfile::tempdir().unwrap(), true, |_| {})
+    }
+
+    /// A node that serves all its mounts itself.
+    pub fn without_kernel(source: Arc<Memory>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::with(source, directory, false, |config| config.mode = MountMode::Fuse)
     }
 
     /// A node whose layers may take so much memory while they are indexed.
@@ -69,14 +75,20 @@ impl Node {
         config.background_delay = None;
         config.trust_toc = trust_toc;
         change(&mut config);
-        let layers = Layers::open(config, cache.clone(), &store, &mut registry).unwrap();
+        let layers = Layers::open(config, cache.clone(), &store, None, &mut registry).unwrap();
         Self { layers, cache, source, directory, trust_toc }
     }
 
     /// A second life over the same files.
     pub async fn restart(self) -> Self {
+        self.layers.drain();
+        self.succeed().await
+    }
+
+    /// A second life over the same files and over what can be left mounted.
+    pub async fn succeed(self) -> Self {
         let Self { layers, cache, source, directory, trust_toc } = self;
-        layers.drain();
+        layers.leave();
         drop((layers, cache));
         // RocksDB lets one process in at a time: wait until what still runs has let go of it.
         let lock = directory.path().join("meta");
@@ -157,6 +169,13 @@ pub async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 pub fn is_mounted(path: &Path) -> bool {
+    mounted_as(path).is_some()
+}
+
+/// The type of file system that is mounted at `path`.
+pub fn mounted_as(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    text.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+    let line = text.lines().rfind(|line| line.split(' ').nth(4) == path.to_str())?;
+    let kind = line.split(" - ").nth(1)?.split(' ').next()?;
+    Some(kind.to_owned())
 }

@@ -40,6 +40,10 @@ impl Served {
 
 #[async_trait]
 impl LayerStore for Served {
+    fn resume(&self, used: Vec<Binding>) {
+        self.layers.resume(used.into_iter().map(Into::into));
+    }
+
     fn begin(&self, layer: &Binding) {
         self.begun(layer);
     }

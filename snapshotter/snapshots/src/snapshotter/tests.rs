@@ -51,6 +51,8 @@ impl Layers {
 
 #[async_trait]
 impl LayerStore for Layers {
+    fn resume(&self, _: Vec<Binding>) {}
+
     fn begin(&self, layer: &Binding) {
         let mut begun = self.begun.lock().unwrap();
         if !begun.contains(&layer.blob.digest) {

@@ -103,7 +103,7 @@ async fn a_covered_mount_shows_the_directories_below() {
     )
     .unwrap();
     let config = Config::new(root.path().join("m"));
-    let layers = Layers::open(config, cache.clone(), &store, &mut registry).unwrap();
+    let layers = Layers::open(config, cache.clone(), &store, None, &mut registry).unwrap();
     let served = Served::new(layers, cache);
     let folders =
         [served.mount(&own_layer).await.unwrap(), served.mount(&low_layer).await.unwrap()];

@@ -1,0 +1,53 @@
+//! Who keeps the descriptors of mounts while no daemon runs, and the daemon's own words about it.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use skimmer_keeper::Place;
+use skimmer_layers::Keeping;
+use skimmer_layers::mount::Mounts;
+
+use crate::config::{Config, MountKeeper};
+
+/// Where layers are mounted.
+pub fn mounts(config: &Config) -> PathBuf {
+    config.root.join("snapshots/m")
+}
+
+/// The keeper that `mount.keeper` names.
+pub fn open(config: &Config) -> anyhow::Result<Keeping> {
+    let address = config.mount.holder_address.clone();
+    let place = match config.mount.keeper {
+        MountKeeper::Auto => Place::Auto(address),
+        MountKeeper::Systemd => Place::Systemd,
+        MountKeeper::Holder => Place::Holder(address),
+        MountKeeper::None => Place::Nowhere,
+    };
+    let keeping = skimmer_keeper::open(&place)
+        .context("find who keeps the descriptors of mounts (mount.keeper)")?;
+    if keeping.is_none() {
+        tracing::info!(
+            "nobody keeps the descriptors of mounts: lazily mounted layers fail when this process ends"
+        );
+    }
+    Ok(keeping)
+}
+
+/// Unmounts what a stopped daemon left; whoever still reads there gets an error.
+pub fn unmount(config: &Config) -> anyhow::Result<()> {
+    let address = &config.snapshots.address;
+    if UnixStream::connect(address).is_ok() {
+        anyhow::bail!("skimmerd serves {}: stop it first", address.display());
+    }
+    let mounts = Mounts::open(&mounts(config), skimmer_layers::MountMode::Auto, open(config)?)?;
+    let mut unmounted = 0;
+    for blob in mounts.left() {
+        for left in mounts.take_left(blob) {
+            mounts.discard(left);
+            unmounted += 1;
+        }
+    }
+    println!("unmounted {unmounted} layers");
+    Ok(())
+}

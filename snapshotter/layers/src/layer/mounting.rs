@@ -1,0 +1,205 @@
+//! A layer's mounts: made when somebody wants one, taken over from an earlier process, left to a later one.
+//!
+//! Invariants:
+//! - One at a time mounts a layer: whoever holds its turn.
+//! - The kernel serves only what is complete and proved; its data file loses nothing as long as that is so.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Cause, Core, Failure, Layer, Mounted, Open};
+use crate::fuse::LayerFs;
+use crate::mount::{Left, LeftKind, Mount, error_chain};
+use crate::state::State;
+
+impl Layer {
+    /// Waits until the layer is ready and mounts it, unless it is mounted in the best way.
+    pub async fn mount(self: &Arc<Self>) -> Result<Mounted, Failure> {
+        self.ready().await?;
+        let _turn = self.mounting.lock().await;
+        let (open, best) = {
+            let core = self.core();
+            (core.open.clone(), self.best(&core))
+        };
+        if let Some(mounted) = best {
+            return Ok(mounted);
+        }
+        let open = open.ok_or_else(|| self.failure(Cause::Released))?;
+        let this = Arc::clone(self);
+        let new = tokio::task::spawn_blocking(move || this.mount_now(&open))
+            .await
+            .unwrap_or_else(|_| Err(Cause::Interrupted))
+            .map_err(|cause| self.failure(cause))?;
+        self.complete_later();
+        Ok(new)
+    }
+
+    /// Serves the mounts of this layer that an earlier process left, now that it is open.
+    pub(super) fn take_over_later(self: &Arc<Self>) {
+        if self.shared.mounts.has_left(self.digest()) {
+            self.spawn(|this| async move {
+                if let Err(failure) = this.mount().await {
+                    tracing::warn!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
+                        "mounts of an earlier process not taken over");
+                }
+            });
+        }
+    }
+
+    /// Where the layer is mounted, or will be: the path exists from then on.
+    pub fn place(&self) -> PathBuf {
+        self.shared.mounts.path(self.reserved())
+    }
+
+    pub fn mounted(&self) -> Option<Mounted> {
+        let core = self.core();
+        core.mount.as_ref().or(core.former.last()).map(mounted)
+    }
+
+    /// Has the kernel read on at full length once nothing that it reads has to be fetched.
+    pub(super) fn read_far_ahead(&self) {
+        let core = self.core();
+        let Some(open) = &core.open else { return };
+        if open.fill.data().complete() {
+            let mounts = core.mount.iter().chain(&core.former);
+            mounts.for_each(|mount| mount.set_read_ahead(self.shared.config.fuse.read_ahead_kib));
+        }
+    }
+
+    /// What of the layer outlives this process is its successor's from now on.
+    pub(crate) fn leave(&self) {
+        let mounts = self.core().take_mounts();
+        mounts.into_iter().for_each(Mount::leave);
+    }
+
+    fn reserved(&self) -> u64 {
+        *self.core().place.get_or_insert_with(|| self.shared.mounts.reserve())
+    }
+
+    /// The mount, if there can't be a better one and nothing waits to be taken over.
+    fn best(&self, core: &Core) -> Option<Mounted> {
+        let mount = core.mount.as_ref()?;
+        let outgrown = mount.is_fuse() && self.suits_kernel(core);
+        (!outgrown && !self.shared.mounts.has_left(self.digest())).then(|| mounted(mount))
+    }
+
+    /// Whether the kernel may serve the layer, and can.
+    fn suits_kernel(&self, core: &Core) -> bool {
+        matches!(core.machine.state(), State::Local) && self.shared.mounts.has_kernel()
+    }
+
+    /// Mounts `open`, unless the layer has been released meanwhile.
+    fn mount_now(self: &Arc<Self>, open: &Arc<Open>) -> Result<Mounted, Cause> {
+        for left in self.shared.mounts.take_left(self.digest()) {
+            self.take_over(left, open)?;
+        }
+        if let Some(best) = self.best(&self.core()) {
+            return Ok(best);
+        }
+        if self.suits_kernel(&self.core())
+            && let Some(mount) = self.mount_in_kernel(open)
+        {
+            return self.enter(mount, open);
+        }
+        // Complete or not, what serves it already will do.
+        if let Some(mount) = self.core().mount.as_ref().map(mounted) {
+            return Ok(mount);
+        }
+        let config = &self.shared.config.fuse;
+        let file_system = LayerFs::new(open.reader(self, &self.shared), config);
+        let mount = self.shared.mounts.fuse(self.reserved(), &open.subject, file_system, config);
+        self.enter(mount.map_err(|source| Cause::Mount { source })?, open)
+    }
+
+    /// The kernel's mount; `None` if the layer is better off with FUSE.
+    fn mount_in_kernel(&self, open: &Open) -> Option<Mount> {
+        // Where a mount is, there is no second one.
+        let is_mounted = self.core().mount.is_some();
+        let id = if is_mounted { self.shared.mounts.reserve() } else { self.reserved() };
+        let (inodes, data) = open.paths();
+        open.fill.data().forbid_punching();
+        match self.shared.mounts.kernel(id, &inodes, &data) {
+            Ok(mount) => mount,
+            Err(error) => {
+                tracing::warn!(layer = %self.digest(), error = error_chain(&error), "the kernel doesn't serve the layer, FUSE does");
+                None
+            }
+        }
+    }
+
+    /// Makes `mount` the layer's, unless the layer was released or opened anew meanwhile.
+    fn enter(&self, mount: Mount, open: &Arc<Open>) -> Result<Mounted, Cause> {
+        let result = mounted(&mount);
+        let mut core = self.core();
+        if !core.open.as_ref().is_some_and(|current| Arc::ptr_eq(current, open)) {
+            drop(core);
+            drop(mount);
+            return Err(Cause::Released);
+        }
+        core.supersede(mount);
+        drop(core);
+        self.shared.metrics.mounts.inc();
+        self.read_far_ahead();
+        Ok(result)
+    }
+
+    /// Serves what an earlier process left, if `open` is what that served.
+    fn take_over(&self, left: Left, open: &Arc<Open>) -> Result<(), Cause> {
+        let (mounts, config) = (&self.shared.mounts, &self.shared.config.fuse);
+        let id = left.id;
+        let mount = match left.kind {
+            LeftKind::Kernel => {
+                open.fill.data().forbid_punching();
+                mounts.adopt(id)
+            }
+            LeftKind::Fuse { subject, flags, descriptor } if subject == open.subject => {
+                let file_system = LayerFs::new(open.reader(self, &self.shared), config);
+                let resumed = mounts.resume(id, (flags, descriptor), file_system, config);
+                resumed.map_err(|source| Cause::Mount { source })?
+            }
+            LeftKind::Fuse { .. } => {
+                tracing::error!(layer = %self.digest(), mount = id,
+                    "a mount of an earlier process shows the layer by another index, containers that use it get errors");
+                mounts.discard(left);
+                return Ok(());
+            }
+        };
+        tracing::info!(layer = %self.digest(), mount = id, "took over what an earlier process left mounted");
+        let mut core = self.core();
+        // Another place may have been promised since this process started.
+        let promised = core.place.is_some_and(|place| place != id);
+        let better = core.mount.as_ref().is_none_or(|known| known.is_fuse() && !mount.is_fuse());
+        if better && !promised {
+            core.supersede(mount);
+        } else {
+            core.former.push(mount);
+        }
+        self.shared.metrics.mounts.inc();
+        Ok(())
+    }
+}
+
+impl Core {
+    /// There is a better way to mount the layer than what is mounted.
+    pub(super) fn outgrow(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            self.former.push(mount);
+            self.place = None;
+        }
+    }
+
+    /// Who mounts the layer from now on gets `mount`.
+    fn supersede(&mut self, mount: Mount) {
+        self.outgrow();
+        self.place = Some(mount.id());
+        self.mount = Some(mount);
+    }
+
+    pub(super) fn take_mounts(&mut self) -> Vec<Mount> {
+        self.mount.take().into_iter().chain(self.former.drain(..)).collect()
+    }
+}
+
+fn mounted(mount: &Mount) -> Mounted {
+    Mounted { id: mount.id(), path: mount.path().to_owned() }
+}
