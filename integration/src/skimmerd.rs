@@ -36,6 +36,8 @@ pub struct Setup {
     pub capabilities: Option<Vec<String>>,
     /// The `cgroup.procs` of the cgroup that it runs in, if not its starter's.
     pub memory: Option<PathBuf>,
+    /// Whether a holder keeps the descriptors of its mounts.
+    pub holder: bool,
 }
 
 /// How a node joins a cluster.
@@ -64,6 +66,7 @@ impl Default for Setup {
             metrics: String::new(),
             capabilities: None,
             memory: None,
+            holder: false,
         }
     }
 }
@@ -71,6 +74,7 @@ impl Default for Setup {
 /// A running skimmerd. The scenario fails if it logs a warning or an error that wasn't [expected](Self::expect_log).
 pub struct Skimmerd {
     process: Option<Process>,
+    holder: Option<Process>,
     folder: PathBuf,
     logs: PathBuf,
     program: Vec<String>,
@@ -119,11 +123,15 @@ impl Skimmerd {
         }
         let mut daemon = Self {
             process: None,
+            holder: None,
             folder,
             logs: scenario.logs(),
             program,
             expected: LogCheck::of(scenario, name),
         };
+        if setup.holder {
+            daemon.hold()?;
+        }
         daemon.run()?;
         Ok(daemon)
     }
@@ -166,10 +174,37 @@ impl Skimmerd {
         Ok(())
     }
 
-    /// Starts it, again or for the first time.
-    pub fn run(&mut self) -> anyhow::Result<()> {
+    /// The program with its configuration; a task may follow.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
+        command
+    }
+
+    /// Starts the holder of its mounts' descriptors.
+    pub fn hold(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.arg("hold");
+        let mut process = Process::start("holder", &command, &self.logs)?;
+        let address = self.folder.join("hold.sock");
+        process.wait_ready("the holder listens", Duration::from_secs(10), || {
+            address.exists().then_some(())
+        })?;
+        self.holder = Some(process);
+        Ok(())
+    }
+
+    /// `kill -9` of the holder.
+    pub fn kill_holder(&mut self) -> anyhow::Result<()> {
+        let killed = self.holder.take().map_or(Ok(()), |mut process| process.kill());
+        // The next one is there when its socket is.
+        std::fs::remove_file(self.folder.join("hold.sock"))?;
+        killed
+    }
+
+    /// Starts it, again or for the first time.
+    pub fn run(&mut self) -> anyhow::Result<()> {
+        let command = self.command();
         let name =
             self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
         let mut process = Process::start(&name, &command, &self.logs)?;
@@ -233,6 +268,7 @@ pub fn index_file(folder: &Path, blob: &Digest) -> PathBuf {
 impl Drop for Skimmerd {
     fn drop(&mut self) {
         self.process = None;
+        self.holder = None;
         // Its mounts outlive it by design.
         crate::mounts::unmount_below(&self.folder);
     }
@@ -274,9 +310,12 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
          [cache]\nquota_bytes = {quota}\n\
          [index]\nmin_layer_bytes = {min_layer}\ntrust_toc = {trust_toc}\n\
          [fetch]\ndeadline = '{deadline}'\n\
+         [mount]\nmode = '{mode}'\nkeeper = '{keeper}'\nholder_address = '{base}/hold.sock'\n\
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
          [metrics]\naddress = '{metrics}'\n\
          [log]\nlevel = 'info'\nformat = 'json'\n",
+        mode = std::env::var("SKIMMER_TEST_MOUNT_MODE").unwrap_or_else(|_| "auto".to_owned()),
+        keeper = if setup.holder { "holder" } else { "none" },
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),
         hosts = hosts.display(),

@@ -29,6 +29,7 @@ mod swarm_files;
 mod swarm_indexes;
 mod swarm_members;
 mod swarm_rights;
+mod takeover;
 mod toc;
 mod units;
 mod users;

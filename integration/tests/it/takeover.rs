@@ -1,0 +1,188 @@
+//! The daemon dies, stops or is started anew under running containers: their readers wait, and get their bytes.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use skimmer_integration::command::{self, PATIENCE, wait_for};
+use skimmer_integration::containerd::Version;
+use skimmer_integration::ctr::Pull;
+use skimmer_integration::image::{Image, Plan};
+use skimmer_integration::layer::{Format, noise};
+use skimmer_integration::mounts;
+use skimmer_integration::node::{Node, Setup};
+use skimmer_integration::registry::Registry;
+use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd;
+
+use crate::fixtures::{blobs, busybox, data, seed};
+use crate::indexes;
+
+const LEN: usize = 24 << 20;
+
+/// A container of an image, and the image's file of [`LEN`] bytes.
+struct World {
+    registry: Registry,
+    node: Node,
+    image: Image,
+    file: String,
+}
+
+const READER: &str = "reader";
+
+impl World {
+    /// The image is lazily mounted and nothing of its file has been read.
+    fn new(scenario: &Scenario, name: &str) -> anyhow::Result<Self> {
+        let registry = Registry::start(scenario)?;
+        let layers =
+            vec![busybox(scenario, Format::Gzip)?, data(scenario, name, LEN, Format::Gzip)?];
+        let image = Plan::new(&format!("takeover/{name}"), layers).build(&blobs(scenario))?;
+        let reference = registry.add(&image)?;
+        let skimmerd = skimmerd::Setup {
+            holder: true,
+            deadline: Duration::from_secs(60),
+            ..skimmerd::Setup::default()
+        };
+        let setup = Setup { skimmerd, ..Setup::default() };
+        let mut node = Node::start_with(scenario, Version::V2, &setup)?;
+        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        node.containerd.start_image(&reference, "skimmer", READER, &["sleep", "100000"])?;
+        Ok(Self { registry, node, image, file: format!("/data/{name}") })
+    }
+
+    fn sum(&self) -> anyhow::Result<String> {
+        self.node.containerd.exec(READER, &["md5sum", &self.file])
+    }
+
+    /// What `md5sum` in the container has to say.
+    fn expected(&self, scenario: &Scenario, name: &str) -> anyhow::Result<String> {
+        let path = scenario.path("expected");
+        std::fs::write(&path, noise(seed(name), LEN))?;
+        let said = command::run("md5sum", [&path])?;
+        Ok(said.replace(&path.display().to_string(), &self.file))
+    }
+}
+
+#[test]
+fn readers_wait_for_the_next_daemon() {
+    scenario("takeover-dead", |scenario| {
+        let mut world = World::new(scenario, "dead")?;
+        let expected = world.expected(scenario, "dead")?;
+        world.node.skimmerd.kill()?;
+        let mut reader = world.node.containerd.ctr()?;
+        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
+        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        thread::sleep(Duration::from_secs(1));
+        anyhow::ensure!(!waiting.is_finished(), "nobody could have answered it");
+        world.node.skimmerd.run()?;
+        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn what_was_in_flight_is_answered_by_the_next_daemon() {
+    scenario("takeover-flight", |scenario| {
+        let mut world = World::new(scenario, "flight")?;
+        let expected = world.expected(scenario, "flight")?;
+        world.registry.stop()?;
+        let mut reader = world.node.containerd.ctr()?;
+        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
+        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        // The daemon has taken the read and asks a registry that isn't there.
+        thread::sleep(Duration::from_secs(2));
+        world.node.skimmerd.kill()?;
+        world.registry.resume()?;
+        world.node.skimmerd.run()?;
+        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn open_files_and_inode_numbers_stay_through_many_deaths() {
+    scenario("takeover-many", |scenario| {
+        let mut world = World::new(scenario, "many")?;
+        let expected = world.expected(scenario, "many")?;
+        let inode =
+            |world: &World| world.node.containerd.exec(READER, &["stat", "-c", "%i", &world.file]);
+        let before = inode(&world)?;
+        // One file open all along, read a block at a time.
+        let script = format!(
+            "for i in $(seq 24); do dd bs=1M count=1 2>/dev/null; sleep 0.1; done < {} | md5sum",
+            world.file
+        );
+        let mut slow = world.node.containerd.ctr()?;
+        slow.args(["task", "exec", "--exec-id", "slow", READER, "sh", "-c", &script]);
+        let slow = thread::spawn(move || command::output_of(&mut slow, PATIENCE));
+        for round in 0..6u64 {
+            // At different moments of the reader's loop.
+            thread::sleep(Duration::from_millis(150 + 67 * round));
+            if round % 3 == 2 {
+                world.node.skimmerd.terminate()?;
+            } else {
+                world.node.skimmerd.kill()?;
+            }
+            world.node.skimmerd.run()?;
+        }
+        let sum = |said: &str| said.split(' ').next().unwrap_or_default().to_owned();
+        let said = slow.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        anyhow::ensure!(sum(&said) == sum(&expected), "{said:?} instead of {expected:?}");
+        anyhow::ensure!(world.sum()?.trim() == expected.trim(), "other bytes afterwards");
+        anyhow::ensure!(inode(&world)? == before, "another inode number");
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn a_holder_that_died_is_given_everything_again() {
+    scenario("takeover-holder", |scenario| {
+        let mut world = World::new(scenario, "holder")?;
+        let expected = world.expected(scenario, "holder")?;
+        world.node.skimmerd.expect_log("the holder of descriptors is gone");
+        world.node.skimmerd.kill_holder()?;
+        wait_for("the daemon misses its holder", PATIENCE, || {
+            world.node.skimmerd.log().contains("the holder of descriptors is gone").then_some(())
+        })?;
+        world.node.skimmerd.hold()?;
+        wait_for("the daemon finds its new holder", PATIENCE, || {
+            world.node.skimmerd.log().contains("is there again").then_some(())
+        })?;
+        world.node.skimmerd.kill()?;
+        world.node.skimmerd.run()?;
+        anyhow::ensure!(world.sum()?.trim() == expected.trim(), "other bytes");
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn drained_mounts_are_gone_and_their_readers_are_told() {
+    scenario("takeover-drain", |scenario| {
+        let mut world = World::new(scenario, "drained")?;
+        let mounted = |world: &World| below(&world.node.skimmerd.root());
+        anyhow::ensure!(mounted(&world) > 0, "nothing is mounted");
+        world.node.skimmerd.terminate()?;
+        anyhow::ensure!(mounted(&world) > 0, "a stop unmounted what containers use");
+        let mut reader = world.node.containerd.ctr()?;
+        reader.args(["task", "exec", "--exec-id", "told", READER, "cat", &world.file]);
+        let waiting = thread::spawn(move || command::failure_of(&mut reader, PATIENCE));
+        thread::sleep(Duration::from_secs(1));
+        anyhow::ensure!(!waiting.is_finished(), "nobody could have answered it");
+        let mut drain: Command = world.node.skimmerd.command();
+        command::output_of(drain.args(["drain", "--unmount"]), PATIENCE)?;
+        anyhow::ensure!(mounted(&world) == 0, "something is still mounted");
+        waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        anyhow::ensure!(world.image.layers.len() == 2, "the image has two layers");
+        world.node.skimmerd.run()?;
+        world.node.wait_connected()?;
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+fn below(root: &Path) -> usize {
+    mounts::below(&root.join("snapshots/m")).len()
+}
