@@ -38,6 +38,8 @@ pub struct Setup {
     pub memory: Option<PathBuf>,
     /// Whether a holder keeps the descriptors of its mounts.
     pub holder: bool,
+    /// Whether it serves all mounts itself, complete layers too.
+    pub fuse: bool,
 }
 
 /// How a node joins a cluster.
@@ -67,6 +69,7 @@ impl Default for Setup {
             capabilities: None,
             memory: None,
             holder: false,
+            fuse: false,
         }
     }
 }
@@ -218,6 +221,7 @@ impl Skimmerd {
 
     /// Forgets everything that was fetched and indexed; not running meanwhile.
     pub fn wipe(&mut self) -> anyhow::Result<()> {
+        crate::mounts::unmount_below(&self.root());
         command::run("rm", ["-rf".as_ref(), self.root().as_os_str()])?;
         Ok(())
     }
@@ -314,7 +318,7 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
          [metrics]\naddress = '{metrics}'\n\
          [log]\nlevel = 'info'\nformat = 'json'\n",
-        mode = std::env::var("SKIMMER_TEST_MOUNT_MODE").unwrap_or_else(|_| "auto".to_owned()),
+        mode = if setup.fuse { "fuse" } else { "auto" },
         keeper = if setup.holder { "holder" } else { "none" },
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),

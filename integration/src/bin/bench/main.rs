@@ -5,6 +5,7 @@
 
 mod burst;
 mod figure;
+mod graduated;
 mod idle_memory;
 mod index_build;
 mod index_size;
@@ -19,6 +20,7 @@ mod simulated;
 mod speedup;
 mod start;
 mod start_time;
+mod takeover_pause;
 mod transfer;
 mod warm_walk;
 
@@ -29,7 +31,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 23] = [
+const FIGURES: [&Figure; 28] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -39,6 +41,11 @@ const FIGURES: [&Figure; 23] = [
     &index_build::FIGURE,
     &idle_memory::FIGURE,
     &start_time::FIGURE,
+    &graduated::READ,
+    &graduated::WALK,
+    &graduated::RANDOM,
+    &graduated::WARM,
+    &takeover_pause::FIGURE,
     &transfer::CPU,
     &transfer::RATE,
     &transfer::FAULT,
