@@ -12,7 +12,6 @@ use skimmer_integration::containerd::Version;
 use skimmer_integration::cri::Cri;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::Image;
-use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
@@ -131,7 +130,10 @@ fn prune_gives_up_what_no_snapshot_uses() {
         let pruned = node.skimmerd.ask(&["cache", "prune"])?;
         let freed = pruned["freed_bytes"].as_u64().context("no freed_bytes")?;
         let size = goes.layers[1].blob.size;
-        anyhow::ensure!(freed > 2 * size - (1 << 20), "freed {freed}: data and blob of {size} bytes");
+        anyhow::ensure!(
+            freed > 2 * size - (1 << 20),
+            "freed {freed}: data and blob of {size} bytes"
+        );
         let after = node.skimmerd.ask(&["cache", "show", "--limit", "0"])?;
         anyhow::ensure!(after["idle_bytes"] == 0, "{after}");
         let left = disk_usage(&node.skimmerd.root().join("cache"));

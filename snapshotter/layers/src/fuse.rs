@@ -10,6 +10,7 @@
 //! - Opens are stateless: a successor of this process answers for handles that it never saw.
 //! - A layer never changes, so the kernel is told to remember every answer for good.
 
+pub mod answer;
 pub mod attr;
 pub mod buffers;
 pub mod device;

@@ -28,6 +28,7 @@ pub use status::{Mode, Status};
 
 use crate::config::Config;
 use crate::fill::Decoders;
+use crate::fuse::answer::Leaving;
 use crate::fuse::buffers::Buffers;
 use crate::fuse::device::bound_idle_memory;
 use crate::indexes::Indexes;
@@ -69,6 +70,7 @@ pub(crate) struct Shared {
     pub metrics: Arc<Metrics>,
     pub runtime: Handle,
     pub buffers: Arc<Buffers>,
+    pub leaving: Leaving,
     pub decoders: Arc<Decoders>,
     /// For reads that wait for bytes.
     pub places: Arc<Places>,
@@ -104,6 +106,7 @@ impl Layers {
             metrics: Arc::new(Metrics::new(registry)),
             runtime: Handle::current(),
             buffers: Arc::default(),
+            leaving: Leaving::default(),
             decoders: Arc::new(Decoders::new(processors)),
             places: Places::new(config.fuse.max_waiting),
             pulls: Semaphore::new(config.pulls.max(1)),
@@ -177,6 +180,7 @@ impl Layers {
 
     /// Leaves what is mounted to the next process, as far as it can live until then, and unmounts the rest. Blocks.
     pub fn leave(&self) {
+        self.shared().leaving.begin();
         let all: Vec<_> = self.shared().layers().values().map(Arc::clone).collect();
         for layer in all {
             layer.leave();

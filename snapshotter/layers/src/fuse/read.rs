@@ -13,6 +13,7 @@ use skimmer_cache::Hold;
 use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
 use tokio::runtime::Handle;
 
+use super::answer::{Answer, Leaving};
 use super::buffers::Buffers;
 use crate::turns::Share;
 
@@ -61,12 +62,19 @@ pub struct Reader<C: Content> {
     buffers: Arc<Buffers>,
     runtime: Handle,
     share: Share,
+    leaving: Leaving,
 }
 
 impl<C: Content> Reader<C> {
     /// `share`: of the places for reads that wait for bytes.
-    pub fn new(content: C, buffers: Arc<Buffers>, runtime: Handle, share: Share) -> Arc<Self> {
-        Arc::new(Self { content, buffers, runtime, share })
+    pub fn new(
+        content: C,
+        buffers: Arc<Buffers>,
+        runtime: Handle,
+        share: Share,
+        leaving: Leaving,
+    ) -> Arc<Self> {
+        Arc::new(Self { content, buffers, runtime, share, leaving })
     }
 
     pub fn inodes(&self) -> &Inodes<C::Bytes> {
@@ -88,9 +96,10 @@ impl<C: Content> Reader<C> {
         let request = Read { inode: inode.nid, range: offset..end, extents };
         let ranges = request.ranges();
         ranges.iter().for_each(|range| self.content.touch(range));
-        if let Some(reply) = self.answer(&request, &ranges, reply) {
+        let answer = Answer::new(reply, &self.leaving);
+        if let Some(answer) = self.answer(&request, &ranges, answer) {
             let this = Arc::clone(self);
-            self.runtime.spawn(async move { this.answer_later(request, ranges, reply).await });
+            self.runtime.spawn(async move { this.answer_later(request, ranges, answer).await });
         }
     }
 
@@ -98,53 +107,55 @@ impl<C: Content> Reader<C> {
         self: Arc<Self>,
         request: Read,
         ranges: Vec<Range<u64>>,
-        mut reply: ReplyData,
+        mut answer: Answer,
     ) {
         let started = Instant::now();
         let Some(_place) = self.share.take().await else {
-            return reply.error(Errno::EIO);
+            return answer.error(Errno::EIO);
         };
         let wanted = Arc::new((request, ranges));
         for _ in 0..ATTEMPTS {
             let ensured = self.content.ensure(&wanted.1).await;
             self.content.waited(started.elapsed());
             if let Err(error) = ensured {
-                self.content.failed(wanted.0.inode, &error);
-                return reply.error(Errno::EIO);
+                return self.fail(answer, wanted.0.inode, &error);
             }
             let (this, wanted) = (Arc::clone(&self), Arc::clone(&wanted));
             let answered =
-                tokio::task::spawn_blocking(move || this.answer(&wanted.0, &wanted.1, reply));
+                tokio::task::spawn_blocking(move || this.answer(&wanted.0, &wanted.1, answer));
             match answered.await {
-                Ok(Some(unanswered)) => reply = unanswered,
-                // A reply that is dropped unsent answers EIO by itself.
+                Ok(Some(unanswered)) => answer = unanswered,
                 Ok(None) | Err(_) => return,
             }
         }
-        self.content.failed(wanted.0.inode, &io::Error::other("what was fetched went again"));
-        reply.error(Errno::EIO);
+        let error = io::Error::other("what was fetched went again");
+        self.fail(answer, wanted.0.inode, &error);
     }
 
-    /// Answers a read, if the bytes of its `ranges` are all there; hands back the reply if not.
-    fn answer(&self, request: &Read, ranges: &[Range<u64>], reply: ReplyData) -> Option<ReplyData> {
+    fn fail(&self, answer: Answer, inode: Nid, error: &(dyn std::error::Error + 'static)) {
+        if !answer.is_left() {
+            self.content.failed(inode, error);
+        }
+        answer.error(Errno::EIO);
+    }
+
+    /// Answers a read, if the bytes of its `ranges` are all there; hands back the answer if not.
+    fn answer(&self, request: &Read, ranges: &[Range<u64>], answer: Answer) -> Option<Answer> {
         let Ok(len) = usize::try_from(request.range.end - request.range.start) else {
-            reply.error(Errno::EIO);
+            answer.error(Errno::EIO);
             return None;
         };
         self.buffers.with(len, |buffer| {
             let gathered = {
                 let _hold = self.content.hold();
                 if !ranges.iter().all(|range| self.content.has(range)) {
-                    return Some(reply);
+                    return Some(answer);
                 }
                 request.gather(self.content.file(), buffer)
             };
             match gathered {
-                Ok(()) => reply.data(buffer),
-                Err(error) => {
-                    self.content.failed(request.inode, &error);
-                    reply.error(Errno::EIO);
-                }
+                Ok(()) => answer.data(buffer),
+                Err(error) => self.fail(answer, request.inode, &error),
             }
             None
         })

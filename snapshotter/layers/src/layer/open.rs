@@ -195,6 +195,7 @@ impl Open {
             Arc::clone(&shared.buffers),
             shared.runtime.clone(),
             shared.places.share(),
+            shared.leaving.clone(),
         )
     }
 
