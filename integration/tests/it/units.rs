@@ -60,13 +60,17 @@ fn the_capabilities_of_the_unit_are_enough() {
 /// systemd-analyze(1) of the units, where it is installed; of what it prints, only what it doesn't understand counts.
 #[test]
 fn systemd_understands_the_units() {
-    for name in ["skimmerd.service", "skimmer-control.service"] {
+    for name in ["skimmerd.service", "skimmer-hold.service", "skimmer-control.service"] {
         let mut call = Command::new("systemd-analyze");
         call.args(["security", "--offline=true", "--threshold=60"]).arg(unit(name));
         match call.output() {
             Err(error) => println!("skipped: {error}"),
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                // From systemd 254 on; older ones leave the descriptors to the holder.
+                let said: Vec<_> =
+                    said.lines().filter(|line| !line.contains("StorePreserve")).collect();
+                let said = said.join("\n");
                 for part in ["Unknown key", "Failed to parse", "ignoring"] {
                     assert!(!said.contains(part), "{name}: {said}");
                 }

@@ -123,9 +123,9 @@ impl Inner {
     pub fn checkpoint(&self) {
         let (blobs, layers) = {
             let open = self.open();
-            let blobs = open.blobs.values().filter(|blob| blob.is_dirty()).cloned();
-            let layers = open.layers.values().filter(|layer| layer.is_dirty()).cloned();
-            (blobs.collect::<Vec<_>>(), layers.collect::<Vec<_>>())
+            // Those with nothing to record too: somebody else may be in the middle of it.
+            let (blobs, layers) = (open.blobs.values(), open.layers.values());
+            (blobs.cloned().collect::<Vec<_>>(), layers.cloned().collect::<Vec<_>>())
         };
         for blob in blobs {
             if let Err(error) = blob.checkpoint() {
