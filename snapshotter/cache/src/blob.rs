@@ -11,6 +11,7 @@ mod pieces;
 mod pull;
 mod rot;
 mod serve;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 pub(crate) use self::pieces::{Checked, DATA, Pieces};
 pub use self::pull::PullThrough;
 pub use self::rot::Rot;
+pub use self::whole::Whole;
 use crate::fetch::{Cause, Failure, Fetcher};
 use crate::metrics::Metrics;
 use crate::planner::{BlobId, Why};
@@ -109,6 +111,8 @@ pub enum Error {
     Write { digest: Digest, piece: u32, source: Arc<io::Error> },
     #[error("read piece {piece} of blob {digest}")]
     Read { digest: Digest, piece: u32, source: io::Error },
+    #[error("the bytes of blob {digest} have the digest {actual}, every time they were fetched")]
+    Digest { digest: Digest, actual: Digest },
     #[error("forget the bytes of blob {digest}")]
     Distrust { digest: Digest, source: io::Error },
     #[error("write the checkpoint of blob {digest}")]

@@ -15,7 +15,7 @@ pub mod source;
 mod space;
 mod upkeep;
 
-pub use blob::{Blob, PullThrough, Rot};
+pub use blob::{Blob, PullThrough, Rot, Whole};
 pub use cache::{Cache, Config, Entry, Held, Pin, Prune, Usage, WeakCache};
 pub use documents::Documents;
 pub use layer::{Hold, LayerData, LayerFiles, LayerObjects, Spans};

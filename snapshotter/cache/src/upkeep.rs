@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -151,11 +151,14 @@ impl Inner {
     pub fn candidates(&self) -> Result<Vec<Candidate>, Error> {
         let mut all = Vec::new();
         self.each(BLOBS, |digest, dir, last_use| {
-            let what = match fs::metadata(dir.join(blob::DATA)) {
+            let data = fs::metadata(dir.join(blob::DATA));
+            let what = match &data {
                 Ok(metadata) if metadata.permissions().mode() & 0o222 == 0 => What::WholeBlob,
                 _ => What::PartialBlob,
             };
-            let bytes = disk::allocated(dir)?;
+            // What containerd has under a name of its own stays on disk whatever is removed here.
+            let is_shared = data.is_ok_and(|metadata| metadata.nlink() > 1);
+            let bytes = if is_shared { 0 } else { disk::allocated(dir)? };
             let in_use = self.open().is_blob_used(digest);
             all.push(Candidate { what, digest, bytes, last_use, in_use });
             Ok(())

@@ -2,13 +2,15 @@
 //!
 //! `blobs-v1/<sha256 hex>/data` is a sparse file of the blob's length, mode 0444 once every piece is
 //! verified. `pieces` is a checkpoint in the format of [`crate::bits`] with two planes, *present* and
-//! *verified*; its subject is the BLAKE3 root of the piece table that *verified* refers to. The
+//! *verified*; its subject is the BLAKE3 root of the piece table that *verified* refers to. `proved`
+//! holds that root, 32 bytes, once the bytes with this root have matched the blob's SHA-256. The
 //! directory's modification time is the blob's last use. Files `*.tmp` are left-overs.
 //!
 //! Invariants:
 //! - A bit is set after its bytes are written; a checkpoint reaches disk after the bytes it
 //!   describes.
 //! - A `data` file that had to be made starts with nothing present, and no older checkpoint is left.
+//! - A piece that is present isn't written again, unless it was forgotten as wrong.
 //! - A complete, verified file is never written again: it may be shared with containerd.
 //! - To forget bytes is to start another file under the same name: who still writes into or reads
 //!   from the old one disturbs nobody. No checkpoint of the old one is written from then on.
@@ -19,7 +21,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use skimmer_proto::{Geometry, PieceTable};
@@ -30,6 +32,10 @@ use crate::disk;
 
 pub const DATA: &str = "data";
 pub const CHECKPOINT: &str = "pieces";
+const PROVED: &str = "proved";
+
+/// Locks for writers: two that were sent the same piece take turns.
+const WRITERS: usize = 8;
 
 /// One incarnation of a blob's data file.
 #[derive(Debug)]
@@ -43,6 +49,9 @@ pub struct Pieces {
     dirty: AtomicBool,
     /// The file is read-only for good; others may share the inode.
     sealed: AtomicBool,
+    /// The bytes with this root have matched the blob's SHA-256.
+    proved: Mutex<Option<[u8; 32]>>,
+    writing: [Mutex<()>; WRITERS],
     /// Held while a checkpoint is written. True once the file has lost its name.
     retired: Mutex<bool>,
 }
@@ -90,7 +99,10 @@ impl Pieces {
             return Self::fresh(dir, geometry);
         }
         let file = OpenOptions::new().read(true).write(!sealed).open(&path)?;
-        Ok(Self::with(dir, geometry, file, sealed, present, Verified { root, bits }))
+        let proved = disk::read_optional(&dir.join(PROVED))?.unwrap_or_default();
+        let pieces = Self::with(dir, geometry, file, sealed, present, Verified { root, bits });
+        *pieces.proved() = proved.try_into().ok();
+        Ok(pieces)
     }
 
     /// Another incarnation, empty; this one has no checkpoint from now on. Blocks.
@@ -102,6 +114,7 @@ impl Pieces {
     /// Starts over with an empty data file, whatever there was.
     fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
         disk::remove_durably(dir, CHECKPOINT)?;
+        disk::remove(&dir.join(PROVED))?;
         let (file, temporary) = new_file(dir, geometry)?;
         fs::rename(&temporary, dir.join(DATA))?;
         let (present, root, bits) = empty(geometry);
@@ -136,6 +149,8 @@ impl Pieces {
             verified: RwLock::new(Arc::new(verified)),
             dirty: AtomicBool::new(false),
             sealed: AtomicBool::new(sealed),
+            proved: Mutex::default(),
+            writing: Default::default(),
             retired: Mutex::new(false),
         }
     }
@@ -153,12 +168,29 @@ impl Pieces {
         }
     }
 
-    /// All that is present matches the table with this root: its whole did.
+    /// All that is present matches the table with this root: its whole matched its SHA-256.
     pub fn all_verified(&self, root: [u8; 32]) {
         let bits = Bits::full(self.present.len());
         let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
         *verified = Arc::new(Verified { root, bits });
+        *self.proved() = Some(root);
         self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether every byte is here and has matched the blob's SHA-256.
+    pub fn is_proved(&self) -> bool {
+        let verified = self.verified();
+        let whole = self.present.all() && verified.bits.all();
+        whole && *self.proved() == Some(verified.root)
+    }
+
+    /// Whether the file is read-only for good.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    fn proved(&self) -> MutexGuard<'_, Option<[u8; 32]>> {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `piece` is on disk and matches `table`.
@@ -231,6 +263,8 @@ impl Pieces {
         if table.is_some_and(|table| !table.verify(piece, bytes)) {
             return Ok(Checked::Wrong);
         }
+        let turn = &self.writing[piece as usize % WRITERS];
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.present.get(piece as usize) {
             self.file.write_all_at(bytes, self.geometry.span(piece).start)?;
         }
@@ -295,8 +329,13 @@ impl Pieces {
         self.file.sync_data()?;
         let bytes = bits::encode(shape(self.geometry), &verified.root, &[first, second]);
         disk::write_atomically(&self.dir, CHECKPOINT, &bytes)?;
-        if self.present.all() && verified.bits.all() && !self.sealed.swap(true, Ordering::AcqRel) {
-            self.file.set_permissions(Permissions::from_mode(0o444))?;
+        if self.present.all() && verified.bits.all() {
+            if !self.sealed.swap(true, Ordering::AcqRel) {
+                self.file.set_permissions(Permissions::from_mode(0o444))?;
+            }
+            if *self.proved() == Some(verified.root) {
+                disk::write_atomically(&self.dir, PROVED, &verified.root)?;
+            }
         }
         Ok(())
     }

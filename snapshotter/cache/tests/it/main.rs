@@ -10,3 +10,4 @@ mod layers;
 mod rot;
 mod scattered;
 mod twin;
+mod whole;

@@ -93,6 +93,7 @@ impl Layer {
         if blob.table().is_none_or(|table| *table != built.table) {
             return Err(Error::Index);
         }
+        blob.matched(&built.table);
         Ok(Whole::Rebuilt)
     }
 
