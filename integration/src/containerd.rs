@@ -68,6 +68,10 @@ pub struct Setup {
     pub annotations: bool,
     /// skimmer maps the ids of containers in user namespaces: containerd leaves them to it.
     pub remap_ids: bool,
+    /// CRI uses overlayfs, skimmer or not.
+    pub plain_pods: bool,
+    /// Added to the generated configuration.
+    pub more: String,
     /// This configuration instead of a generated one.
     pub configuration: Option<String>,
 }
@@ -114,7 +118,7 @@ impl Containerd {
         std::fs::create_dir_all(folder.join("cni"))?;
         let text = match &setup.configuration {
             Some(text) => text.clone(),
-            None => configuration(version, &folder, &scenario.hosts(), setup),
+            None => configuration(version, &folder, &scenario.hosts(), setup) + &setup.more,
         };
         std::fs::write(folder.join("config.toml"), text)?;
         let program = version.folder()?.join("usr/bin/containerd").display().to_string();
@@ -250,7 +254,7 @@ fn proxy_plugin(socket: &Path, setup: &Setup) -> String {
 }
 
 fn cri_snapshotter(setup: &Setup) -> &'static str {
-    if setup.skimmer.is_some() { "skimmer" } else { "overlayfs" }
+    if setup.skimmer.is_some() && !setup.plain_pods { "skimmer" } else { "overlayfs" }
 }
 
 fn configuration_1(base: std::path::Display<'_>, hosts: &Path, setup: &Setup) -> String {

@@ -34,8 +34,26 @@ struct Signer {
     chain: String,
     /// Authorization headers, and whether who sends one may pull.
     accounts: Vec<(String, bool)>,
-    lifetime: Duration,
+    life: Life,
 }
+
+/// How long tokens are good for.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// What those who get them are told.
+    pub said: Duration,
+    /// What is written in them.
+    pub written: Duration,
+}
+
+impl Life {
+    pub const fn honest(lifetime: Duration) -> Self {
+        Self { said: lifetime, written: lifetime }
+    }
+}
+
+/// How long after their end the registry takes tokens (distribution's `registry/auth/token`, `Leeway`).
+const LEEWAY: u64 = 60;
 
 /// Somebody who gets tokens.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +65,8 @@ pub struct Account {
 }
 
 impl Issuer {
-    /// Gives tokens to `accounts`, good for `lifetime`.
-    pub fn start(folder: &Path, accounts: &[Account], lifetime: Duration) -> anyhow::Result<Self> {
+    /// Gives tokens to `accounts`.
+    pub fn start(folder: &Path, accounts: &[Account], life: Life) -> anyhow::Result<Self> {
         let (key, certificate) = (folder.join("issuer.key"), folder.join("issuer.crt"));
         let new = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=tests -keyout";
         let arguments: Vec<&str> = new.split(' ').collect();
@@ -60,7 +78,7 @@ impl Issuer {
             key,
             chain: pem.lines().filter(|line| !line.starts_with("-----")).collect(),
             accounts: accounts.iter().map(|a| (a.authorization(), a.may_pull)).collect(),
-            lifetime,
+            life,
         };
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -163,12 +181,12 @@ impl Signer {
         let header = json!({ "typ": "JWT", "alg": "RS256", "x5c": [self.chain] });
         let claims = json!({
             "iss": "tests", "sub": "tests", "aud": "tests", "jti": now.to_string(), "access": access,
-            "iat": now, "nbf": now.saturating_sub(5), "exp": now + self.lifetime.as_secs(),
+            "iat": now, "nbf": now.saturating_sub(5), "exp": now + self.life.written.as_secs() - LEEWAY,
         });
         let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", encode(&header), encode(&claims));
         let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(self.sign(signed.as_bytes())?));
-        Ok(json!({ "token": token, "expires_in": self.lifetime.as_secs() }).to_string())
+        Ok(json!({ "token": token, "expires_in": self.life.said.as_secs() }).to_string())
     }
 
     fn sign(&self, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {

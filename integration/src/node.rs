@@ -22,6 +22,10 @@ pub struct Setup {
     pub annotations: bool,
     /// containerd leaves the ids of containers in user namespaces to skimmer.
     pub remap_ids: bool,
+    /// CRI uses overlayfs.
+    pub plain_pods: bool,
+    /// Added to containerd's configuration.
+    pub more: String,
 }
 
 /// Both daemons, running.
@@ -50,6 +54,8 @@ impl Node {
             pause_image: setup.pause_image.clone(),
             annotations: setup.annotations,
             remap_ids: setup.remap_ids,
+            plain_pods: setup.plain_pods,
+            more: setup.more.clone(),
             configuration: None,
         };
         let containerd = Containerd::start_with(scenario, &containerd, version, &setup)?;

@@ -10,11 +10,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use skimmer_proto::Digest;
 
 use crate::command;
 use crate::image::{Image, link};
-use crate::issuer::{Account, Issuer};
+use crate::issuer::{Account, Issuer, Life};
 use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
@@ -33,6 +35,12 @@ pub enum Auth {
     Users(&'static [(&'static str, &'static str)]),
     /// Bearer tokens from an issuer that wants this user.
     Token {
+        user: &'static str,
+        password: &'static str,
+        lifetime: Duration,
+    },
+    /// The same, but the tokens end sooner than the issuer says.
+    Fleeting {
         user: &'static str,
         password: &'static str,
         lifetime: Duration,
@@ -83,9 +91,16 @@ impl Registry {
         let issuer = match auth {
             Auth::Token { user, password, lifetime } => {
                 let account = Account { user, password, may_pull: true };
-                Some(Issuer::start(&folder, &[account], *lifetime)?)
+                Some(Issuer::start(&folder, &[account], Life::honest(*lifetime))?)
             }
-            Auth::Accounts(accounts) => Some(Issuer::start(&folder, accounts, TOKENS)?),
+            Auth::Fleeting { user, password, lifetime } => {
+                let account = Account { user, password, may_pull: true };
+                let life = Life { said: TOKENS, written: *lifetime };
+                Some(Issuer::start(&folder, &[account], life)?)
+            }
+            Auth::Accounts(accounts) => {
+                Some(Issuer::start(&folder, accounts, Life::honest(TOKENS))?)
+            }
             _ => None,
         };
         let ip = host.map_or("127.0.0.1".to_owned(), |host| host.address().to_string());
@@ -129,6 +144,21 @@ impl Registry {
             Some(mut process) => process.kill(),
             None => Ok(()),
         }
+    }
+
+    /// Stops it in the middle of whatever it does, without closing a connection.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let process = self.process.as_ref().context("the registry isn't running")?;
+        kill(Pid::from_raw(process.id().try_into()?), signal)?;
+        Ok(())
     }
 
     /// Starts it again where it was.
@@ -197,6 +227,14 @@ impl Registry {
         let requests = self.requests();
         let bodies = requests.iter().skip(already).filter(|request| request.status < 300);
         bodies.map(|request| request.bytes).sum()
+    }
+
+    /// What containerd and its clients, not skimmerd, asked for since `already` requests were answered, in order: methods
+    /// and paths.
+    pub fn asked_by_containerd(&self, already: usize) -> Vec<(String, String)> {
+        let requests = self.requests().into_iter().skip(already);
+        let others = requests.filter(|request| !request.agent.contains("skimmer"));
+        others.map(|request| (request.method, request.path)).collect()
     }
 
     /// Waits until no answer is under way: the access log has an answer only when it is complete.
@@ -318,7 +356,7 @@ fn access_section(folder: &Path, auth: &Auth, issuer: Option<&Issuer>) -> anyhow
         Auth::Anyone => Ok(String::new()),
         Auth::Basic { user, password } => basic_section(folder, &[(user, password)]),
         Auth::Users(users) => basic_section(folder, users),
-        Auth::Token { .. } | Auth::Accounts(_) => {
+        Auth::Token { .. } | Auth::Fleeting { .. } | Auth::Accounts(_) => {
             let issuer = issuer.context("token authentication needs an issuer")?;
             Ok(format!(
                 "auth:\n  token: {{realm: \"{}\", service: tests, issuer: tests, rootcertbundle: {}}}\n",

@@ -28,6 +28,12 @@ pub struct Setup {
     pub prepare_wait: Duration,
     pub deadline: Duration,
     pub docker_config: Option<PathBuf>,
+    /// kubelet's CredentialProviderConfig, and the folder of its programs.
+    pub credential_providers: Option<(PathBuf, PathBuf)>,
+    /// Complete images are put into containerd's content store.
+    pub materialize: bool,
+    /// What it logs.
+    pub log_level: &'static str,
     /// Stands alone if there is none.
     pub cluster: Option<Join>,
     /// Where it serves its metrics; empty: nowhere.
@@ -64,6 +70,9 @@ impl Default for Setup {
             prepare_wait: Duration::from_secs(60),
             deadline: Duration::from_secs(20),
             docker_config: None,
+            credential_providers: None,
+            materialize: false,
+            log_level: "info",
             cluster: None,
             metrics: String::new(),
             capabilities: None,
@@ -78,6 +87,7 @@ impl Default for Setup {
 pub struct Skimmerd {
     process: Option<Process>,
     holder: Option<Process>,
+    metrics: String,
     folder: PathBuf,
     logs: PathBuf,
     program: Vec<String>,
@@ -127,6 +137,7 @@ impl Skimmerd {
         let mut daemon = Self {
             process: None,
             holder: None,
+            metrics: setup.metrics.clone(),
             folder,
             logs: scenario.logs(),
             program,
@@ -146,6 +157,11 @@ impl Skimmerd {
 
     pub fn address(&self) -> PathBuf {
         self.folder.join("s.sock")
+    }
+
+    /// Where it serves its metrics, if it does.
+    pub fn metrics(&self) -> &str {
+        &self.metrics
     }
 
     /// Everything it keeps.
@@ -304,26 +320,32 @@ fn member_of(members: &Path) -> Vec<String> {
 fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) -> String {
     let base = folder.display();
     let seconds = |time: Duration| format!("{}ms", time.as_millis());
+    let materialize = if setup.materialize { "on-complete" } else { "never" };
+    let (providers, programs) = setup.credential_providers.clone().unwrap_or_default();
     let docker =
         setup.docker_config.clone().unwrap_or_else(|| folder.join("no-docker-config.json"));
     format!(
         "root = '{base}/root'\n\
          [snapshots]\naddress = '{base}/s.sock'\nprepare_wait = '{prepare_wait}'\n\
-         [containerd]\naddress = '{containerd}'\n\
+         [containerd]\naddress = '{containerd}'\nmaterialize = '{materialize}'\n\
          [registry]\nconfig_path = '{hosts}'\ndocker_config = '{docker}'\n\
+         credential_provider_config = '{providers}'\ncredential_provider_bin_dir = '{programs}'\n\
          [cache]\nquota_bytes = {quota}\n\
          [index]\nmin_layer_bytes = {min_layer}\ntrust_toc = {trust_toc}\n\
          [fetch]\ndeadline = '{deadline}'\n\
          [mount]\nmode = '{mode}'\nkeeper = '{keeper}'\nholder_address = '{base}/hold.sock'\n\
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
          [metrics]\naddress = '{metrics}'\n\
-         [log]\nlevel = 'info'\nformat = 'json'\n",
+         [log]\nlevel = '{level}'\nformat = 'json'\n",
         mode = if setup.fuse { "fuse" } else { "auto" },
         keeper = if setup.holder { "holder" } else { "none" },
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),
         hosts = hosts.display(),
         docker = docker.display(),
+        providers = providers.display(),
+        programs = programs.display(),
+        level = setup.log_level,
         metrics = setup.metrics,
         quota = setup.quota_bytes,
         min_layer = setup.min_layer_bytes,

@@ -3,8 +3,10 @@
 mod bad_input;
 mod baseline;
 mod completion;
+mod content;
 mod control;
 mod corners;
+mod credentials;
 mod debian;
 mod disk;
 mod entitled;
@@ -17,6 +19,7 @@ mod lifecycle;
 mod lost_store;
 mod many_snapshots;
 mod matrix;
+mod network;
 mod outages;
 mod pending;
 mod pods;

@@ -1,12 +1,10 @@
 //! The control plane in several processes over one store, and what watches over it.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use skimmer_integration::command::wait_for;
 use skimmer_integration::control::{Control, Setup};
+use skimmer_integration::http;
 use skimmer_integration::member::{Member, Stream};
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_proto::control::scheduler_message::Message as Heard;
@@ -78,7 +76,7 @@ fn manager_and_scheduler_share_a_store() {
 fn the_control_plane_says_how_it_is() {
     scenario("control-health", |scenario| {
         let control = Control::start(scenario)?;
-        let get = |path: &str| get(&control.health(), path);
+        let get = |path: &str| http::get(&control.health(), path);
         let ready = || get("/ready").ok().filter(|answer| answer.starts_with("HTTP/1.1 200"));
         let ready = wait_for("it is ready", NOTICE, ready)?;
         assert!(ready.ends_with("ready\n"), "{ready}");
@@ -100,14 +98,4 @@ fn the_control_plane_says_how_it_is() {
         };
         wait_for("the node is counted", NOTICE, counted)
     });
-}
-
-/// The whole answer to a GET.
-fn get(address: &str, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address).context("reach the control plane's health")?;
-    stream.set_read_timeout(Some(NOTICE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }

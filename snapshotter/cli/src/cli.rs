@@ -80,7 +80,8 @@ pub enum Command {
     Peers,
     /// Pull an image into containerd lazily: it can run before its bytes are here
     #[command(after_help = "Examples:\n  skimmer pull docker.io/library/python:3.13\n  \
-                            skimmer pull --namespace k8s.io --platform linux/arm64 registry.example.com/app:v1")]
+                            skimmer pull --namespace k8s.io --platform linux/arm64 registry.example.com/app:v1\n  \
+                            skimmer pull --full docker.io/library/python:3.13")]
     Pull {
         /// Image reference, as for `ctr image pull`.
         reference: String,
@@ -93,6 +94,22 @@ pub enum Command {
         /// containerd's name for skimmer.
         #[arg(long, default_value = "skimmer")]
         snapshotter: String,
+        /// Not lazily: put the blobs into containerd's content store, for overlayfs and any other snapshotter.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Put the blobs of a lazily pulled image into containerd's content store
+    ///
+    /// Then `ctr image push`, `export` and `convert` work on it. What isn't on this node yet is fetched. The blobs are
+    /// hard links to skimmer's own files where the file system allows it: there is one copy on disk.
+    #[command(after_help = "Examples:\n  skimmer materialize docker.io/library/python:3.13\n  \
+                            skimmer materialize --namespace k8s.io registry.example.com/app:v1")]
+    Materialize {
+        /// Image name or digest.
+        image: String,
+        /// containerd namespace; the one that has the image if not given.
+        #[arg(long, short)]
+        namespace: Option<String>,
     },
     /// Download a file at an HTTP(S) address, sharing it with the other nodes of the cluster
     ///
@@ -116,6 +133,23 @@ pub enum Command {
         /// containerd namespace; all of them if not given.
         #[arg(long, short)]
         namespace: Option<String>,
+    },
+    /// Have an image's blobs ready for a pull that is about to begin: for containerd 2.x to call
+    ///
+    /// containerd calls the programs in the `bin_dir` of its plugin `io.containerd.image-verifier.v1.bindir` before it
+    /// fetches anything; install/skimmer-verifier is one that calls this. skimmerd puts the blobs, from the swarm or from
+    /// its cache, into containerd's content store, and containerd finds them there. It verifies nothing and always
+    /// succeeds: what isn't ready in time, containerd fetches by itself. Not for images that are to be lazy.
+    #[command(
+        after_help = "Example:\n  skimmer verifier --timeout 9s -- -name docker.io/library/python:3.13 -digest sha256:…"
+    )]
+    Verifier {
+        /// How long it takes at most. containerd's `per_verifier_timeout` (10s by default) has to be longer.
+        #[arg(long, default_value = "9s", value_parser = humantime::parse_duration)]
+        timeout: std::time::Duration,
+        /// What containerd says: -name REFERENCE -digest DIGEST -stdin-media-type TYPE.
+        #[arg(last = true)]
+        arguments: Vec<String>,
     },
     /// Clusters of nodes that share images (on the control plane's machine)
     Cluster {

@@ -8,12 +8,14 @@ mod images;
 mod index;
 mod peers;
 mod pull;
+mod verifier;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
+use skimmer_proto::node::PullRequest;
 
 use crate::cli::{Cli, Command};
 
@@ -23,10 +25,19 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Images { namespace } => images::images(&global, namespace).await,
         Command::Status { image, namespace } => images::status(&global, image, namespace).await,
         Command::Peers => peers::peers(&global).await,
-        Command::Pull { reference, namespace, platform, snapshotter } => {
-            pull::pull(&global, reference, namespace, platform, snapshotter).await
+        Command::Pull { reference, namespace, platform, snapshotter, full } => {
+            let platform = platform.unwrap_or_default();
+            let request = PullRequest { reference, namespace, platform, snapshotter, full };
+            pull::pull(&global, request).await
+        }
+        Command::Materialize { image, namespace } => {
+            pull::materialize(&global, image, namespace).await
         }
         Command::Get(options) => return get::get(&global, options).await,
+        Command::Verifier { timeout, arguments } => {
+            verifier::verifier(&global, timeout, &arguments).await;
+            Ok(())
+        }
         Command::Fetch { image, namespace } => pull::fetch(&global, image, namespace).await,
         Command::Cluster { control, command } => control::cluster(&global, &control, command).await,
         Command::Token { control, command } => control::token(&global, &control, command).await,

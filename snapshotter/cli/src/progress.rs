@@ -37,6 +37,8 @@ pub enum Measure {
     Mountable,
     /// A layer is done when every byte is here.
     Complete,
+    /// A layer is done when its blob is here.
+    Blobs,
 }
 
 #[derive(serde::Serialize)]

@@ -10,11 +10,13 @@ use skimmer_cache::{Cache, PieceSource, Sources};
 use skimmer_index::tar::Limits;
 use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub};
 use skimmer_proto::node::node_server::NodeServer;
-use skimmer_registry::Registry;
+use skimmer_registry::{Places, Registry};
 use skimmer_service::health::{self, Health};
 use skimmer_service::socket;
 use skimmer_snapshots::identify::{Containerd, Content};
 use skimmer_snapshots::layers::Served;
+use skimmer_snapshots::materialize::Materializer;
+use skimmer_snapshots::metrics::Adoptions;
 use skimmer_snapshots::records::Stored;
 use skimmer_snapshots::{Snapshotter, service};
 use skimmer_store::Store;
@@ -23,7 +25,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::config::{Config, MountMode};
+use crate::completed;
+use crate::config::{Config, Materialize, MountMode};
 use crate::keeper;
 use crate::node::{Documents, Node};
 use crate::swarm;
@@ -35,6 +38,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct App {
     metrics_address: String,
     listener: UnixListener,
+    materialize: Materialize,
     snapshotter: Snapshotter,
     node: Node,
     health: Arc<Health>,
@@ -68,10 +72,16 @@ impl App {
             Arc::new(Containerd::new(&config.containerd.address, &config.snapshots.address));
         let snapshotter = snapshotter(config, &store, &layers, &cache, &containerd, &mut metrics)?;
         let documents = Documents { cache: cache.clone(), swarm: swarm.clone() };
-        let node = Node { containerd, layers, registry, documents, swarm };
+        let materializer = Materializer {
+            containerd: Arc::clone(&containerd),
+            cache: cache.clone(),
+            metrics: Adoptions::register(&mut metrics),
+        };
+        let node = Node { containerd, layers, registry, documents, materializer, swarm };
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();
-        Ok(Self { metrics_address, listener, snapshotter, node, health, store, cache })
+        let materialize = config.containerd.materialize;
+        Ok(Self { metrics_address, listener, materialize, snapshotter, node, health, store, cache })
     }
 
     /// Serves until `stopped`, then finishes what is under way. What is mounted stays for the next process if somebody
@@ -82,6 +92,10 @@ impl App {
         }
         let sweeper = self.snapshotter.clone();
         tokio::spawn(async move { sweeper.sweep_forever().await });
+
+        if self.materialize == Materialize::OnComplete {
+            tokio::spawn(completed::materialize(self.node.clone()));
+        }
 
         let stop = CancellationToken::new();
         let server = Server::builder()
@@ -118,11 +132,21 @@ impl App {
 fn registry(config: &Config) -> Registry {
     Registry::new(skimmer_registry::Config {
         config_path: Some(config.registry.config_path.clone()),
-        docker_config: Some(config.registry.docker_config.clone()),
+        credentials: credentials(&config.registry),
         // Sooner than the cache's own, so that the registry's last word is known when that is over.
         deadline: config.fetch.deadline / 4 * 3,
         ..skimmer_registry::Config::default()
     })
+}
+
+fn credentials(config: &crate::config::Registry) -> Places {
+    let crate::config::Registry { credential_provider_config, .. } = config;
+    let programs = config.credential_provider_bin_dir.clone();
+    let is_set = !credential_provider_config.as_os_str().is_empty();
+    Places {
+        docker_config: Some(config.docker_config.clone()),
+        plugins: is_set.then(|| (credential_provider_config.clone(), programs)),
+    }
 }
 
 fn cache(config: &Config, sources: Sources, metrics: &mut Metrics) -> anyhow::Result<Cache> {

@@ -46,6 +46,16 @@ pub struct Snapshots {
 pub struct Containerd {
     /// containerd's own socket, for its content store.
     pub address: PathBuf,
+    /// When blobs are put into its content store unasked.
+    pub materialize: Materialize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Materialize {
+    Never,
+    /// Once every layer of an image is complete.
+    OnComplete,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +65,10 @@ pub struct Registry {
     pub config_path: PathBuf,
     /// Docker's `config.json`.
     pub docker_config: PathBuf,
+    /// kubelet's CredentialProviderConfig; empty: none.
+    pub credential_provider_config: PathBuf,
+    /// The programs that it names.
+    pub credential_provider_bin_dir: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +228,7 @@ impl Default for Snapshots {
 
 impl Default for Containerd {
     fn default() -> Self {
-        Self { address: "/run/containerd/containerd.sock".into() }
+        Self { address: "/run/containerd/containerd.sock".into(), materialize: Materialize::Never }
     }
 }
 
@@ -223,6 +237,8 @@ impl Default for Registry {
         Self {
             config_path: "/etc/containerd/certs.d".into(),
             docker_config: "/root/.docker/config.json".into(),
+            credential_provider_config: PathBuf::new(),
+            credential_provider_bin_dir: "/usr/local/bin".into(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `skimmerd`: the node daemon. Reads its configuration, wires the stages, runs until told to stop.
 
 mod app;
+mod completed;
 mod config;
 mod keeper;
 mod node;

@@ -5,11 +5,12 @@
 
 mod cache;
 mod check;
-mod convert;
+pub mod convert;
 mod documents;
 mod follow;
 mod get;
 mod images;
+mod materialize;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,15 +20,16 @@ use skimmer_layers::Layers;
 use skimmer_proto::node::node_server;
 use skimmer_proto::node::{
     BuildIndexRequest, CheckRequest, CheckResponse, ExportIndexRequest, FetchRequest, GetPart,
-    GetRequest, ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, PeersRequest,
-    PeersResponse, Progress, PruneCacheRequest, PruneCacheResponse, PullRequest, ShowCacheRequest,
-    ShowCacheResponse, ShowIndexRequest, ShowIndexResponse, VerifyCacheProgress,
-    VerifyCacheRequest,
+    GetRequest, ImagesRequest, ImagesResponse, ImportIndexResponse, IndexBytes, MaterializeRequest,
+    PeersRequest, PeersResponse, Progress, PruneCacheRequest, PruneCacheResponse, PullRequest,
+    ShowCacheRequest, ShowCacheResponse, ShowIndexRequest, ShowIndexResponse, StageRequest,
+    VerifyCacheProgress, VerifyCacheRequest,
 };
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::{Platform, Registry};
 use skimmer_snapshots::identify::Containerd;
 use skimmer_snapshots::install::{Target, install};
+use skimmer_snapshots::materialize::Materializer;
 use skimmer_swarm::Swarm;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
@@ -35,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use documents::Documents;
 use follow::{Work, follow};
 use get::Getter;
+pub use materialize::LEASE_TIME;
 
 /// Bytes of an index in one message.
 const MESSAGE_LEN: usize = 1 << 20;
@@ -47,6 +50,7 @@ pub struct Node {
     pub layers: Layers,
     pub registry: Registry,
     pub documents: Documents,
+    pub materializer: Materializer,
     /// `None` where the node stands alone.
     pub swarm: Option<Swarm>,
 }
@@ -57,6 +61,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl node_server::Node for Node {
     type PullStream = Answers<Progress>;
     type FetchStream = Answers<Progress>;
+    type MaterializeStream = Answers<Progress>;
+    type StageStream = Answers<Progress>;
     type BuildIndexStream = Answers<Progress>;
     type ExportIndexStream = Answers<IndexBytes>;
     type GetStream = Answers<GetPart>;
@@ -86,11 +92,28 @@ impl node_server::Node for Node {
         let resolved = self.documents.resolve(&self.registry, &reference, platform.as_ref()).await;
         let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
         let content = convert::content(reference, resolved);
+        if request.full {
+            return Ok(Response::new(materialize::pull(self, &target.namespace, &content)?));
+        }
         let specs = convert::specs(&content);
         let work: Work = Box::pin(async move {
             install(&target, &content).await.map_err(|error| convert::install_status(&error))
         });
         Ok(Response::new(follow(self.layers.clone(), specs, work)))
+    }
+
+    async fn materialize(
+        &self,
+        request: Request<MaterializeRequest>,
+    ) -> Result<Response<Self::MaterializeStream>, Status> {
+        Ok(Response::new(materialize::installed(self, request.into_inner()).await?))
+    }
+
+    async fn stage(
+        &self,
+        request: Request<StageRequest>,
+    ) -> Result<Response<Self::StageStream>, Status> {
+        Ok(Response::new(materialize::stage(self, request.into_inner()).await?))
     }
 
     async fn fetch(

@@ -54,7 +54,7 @@ pub fn prepare(
     };
     let anonymous = Registry::new(skimmer_registry::Config {
         config_path: Some(config.registry.config_path.clone()),
-        docker_config: None,
+        credentials: skimmer_registry::Places::default(),
         deadline: ANONYMOUS,
         rounds: 2,
         ..skimmer_registry::Config::default()

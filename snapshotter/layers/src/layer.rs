@@ -161,21 +161,26 @@ impl Layer {
     /// [`Event::Completed`] if the layer is opened anew.
     fn apply(self: &Arc<Self>, event: Event<Failure>, open: Option<Arc<Open>>) {
         let now = self.shared.now();
-        let (action, closed) = {
+        let (action, closed, completed) = {
             let mut core = self.core();
             let state = core.machine.state();
+            let before = matches!(state, State::Local);
             if open.is_some() && (state.is_working() || state.is_ready()) {
                 core.open = open;
                 core.outgrow();
             }
             let action = core.machine.apply(now, event);
+            let completed = !before && matches!(core.machine.state(), State::Local);
             let closed = (action == Action::Close).then(|| {
                 core.place = None;
                 (core.take_mounts(), core.open.take())
             });
-            (action, closed)
+            (action, closed, completed)
         };
         self.changed.send_replace(());
+        if completed {
+            self.shared.completed.send_modify(|count| *count += 1);
+        }
         match action {
             Action::Nothing => {}
             Action::Open => self.spawn(Self::open),

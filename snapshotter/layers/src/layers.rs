@@ -19,7 +19,7 @@ use skimmer_cache::Cache;
 use skimmer_proto::Digest;
 use skimmer_store::{Store, Sync, Table};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
 pub use bundle::{Error as BundleError, Shown};
 pub use rot::{Checked, Error as CheckError, Pause};
@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     pub places: Arc<Places>,
     pub pulls: Semaphore,
     pub background: Arc<Semaphore>,
+    /// How many layers have become complete.
+    pub completed: watch::Sender<u64>,
     started: Instant,
     proved: Table,
     wrong_tocs: Table,
@@ -111,6 +113,7 @@ impl Layers {
             places: Places::new(config.fuse.max_waiting),
             pulls: Semaphore::new(config.pulls.max(1)),
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
+            completed: watch::Sender::new(0),
             started: Instant::now(),
             proved: store.table(PROVED),
             wrong_tocs: store.table(WRONG_TOCS),
@@ -186,6 +189,11 @@ impl Layers {
             layer.leave();
             layer.release();
         }
+    }
+
+    /// Counts the layers that have become complete since the start.
+    pub fn completed(&self) -> watch::Receiver<u64> {
+        self.shared().completed.subscribe()
     }
 
     /// Unmounts everything. Blocks; what is fetched and decoded so far is kept.

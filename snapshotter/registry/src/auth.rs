@@ -6,8 +6,9 @@
 //! Invariants:
 //! - A credential goes to the endpoint that it is for, and to the token endpoint which that one names,
 //!   never from https to http.
-//! - A header handed out changes when config.json changes, when it is about to expire, and when a
+//! - A header handed out changes when what is known of credentials changes, when it is about to expire, and when a
 //!   request that used it was refused.
+//! - Of several credentials each is tried before a refusal is final.
 
 mod token;
 
@@ -33,6 +34,8 @@ use crate::redact::{self, ERROR_BODY_BYTES, PlainUrl, Quote};
 use crate::tls::{self, Clients};
 
 const SLOTS: usize = 4096;
+/// Credentials that are remembered as refused, for one repository.
+const REFUSED: usize = 16;
 const TOKEN_BYTES: usize = 256 << 10;
 /// For one exchange with a token endpoint.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -45,10 +48,12 @@ pub enum Error {
     #[error("look up credentials for {host}")]
     Credentials { host: String, source: Arc<credentials::Error> },
     #[error(
-        "{host} wants a user and a password, and config.json has none; run docker login {host}"
+        "{host} wants a user and a password, and config.json has none, nor has a credential provider; run docker login {host}"
     )]
     NoCredentials { host: String },
-    #[error("{host} refused the credentials of config.json; run docker login {host}")]
+    #[error(
+        "{host} refused the credentials of config.json and of credential providers; run docker login {host}"
+    )]
     Rejected { host: String },
     #[error(
         "{host} offers no way to authenticate that is known here (Basic, Bearer), but {offered:?}"
@@ -115,6 +120,8 @@ struct State {
     /// `None` until the endpoint has asked for anything.
     demand: Option<Scheme>,
     given: Option<Given>,
+    /// Credentials that the registry won't take; forgotten once it takes none.
+    refused: Vec<Credential>,
     failed: Option<(Instant, Error)>,
 }
 
@@ -126,9 +133,14 @@ enum Scheme {
 
 struct Given {
     header: HeaderValue,
+    /// What it was made from.
+    credential: Option<Credential>,
     renew_at: Option<Instant>,
     version: Version,
 }
+
+/// A header, what it was made from, and how long it is good for, if that is known.
+type Header = (HeaderValue, Option<Credential>, Option<Duration>);
 
 impl Auth {
     pub fn new(credentials: Credentials) -> Self {
@@ -159,20 +171,17 @@ impl Auth {
     ) -> Result<HeaderValue, Error> {
         let slot = self.slot(endpoint, repository);
         let mut state = slot.lock().await;
-        if state.given.as_ref().is_some_and(|given| Some(&given.header) == used) {
-            state.given = None;
-        }
-        let demand = demanded(endpoint, repository, refusal)?;
+        let given = state.given.take_if(|given| Some(&given.header) == used);
+        let (demand, too_little) = demanded(endpoint, repository, refusal)?;
         if state.demand.as_ref() != Some(&demand) {
             *state = State { demand: Some(demand.clone()), ..State::default() };
+        } else if demand == Scheme::Basic || too_little {
+            // A token that has only run out says nothing of who got it.
+            state.refused.extend(given.and_then(|given| given.credential));
+            let too_many = state.refused.len().saturating_sub(REFUSED);
+            state.refused.drain(..too_many);
         }
-        let given =
-            self.give(&mut state, &demand, clients, endpoint, repository, used.is_some()).await?;
-        if demand == Scheme::Basic && Some(&given) == used {
-            state.given = None;
-            return Err(Error::Rejected { host: host(endpoint) });
-        }
-        Ok(given)
+        self.give(&mut state, &demand, clients, endpoint, repository, used.is_some()).await
     }
 
     async fn give(
@@ -198,20 +207,21 @@ impl Auth {
             return Err(error.clone());
         }
         let got = match demand {
-            Scheme::Basic => self.basic(endpoint, repository, again).await.map(|h| (h, None)),
-            Scheme::Bearer(demand) => self
-                .token(clients, endpoint, repository, demand, again)
-                .await
-                .map(|token| (token.header, Some(now + token.usable))),
+            Scheme::Basic => self.basic(state, endpoint, repository, again).await,
+            Scheme::Bearer(demand) => {
+                self.token(state, clients, endpoint, repository, demand, again).await
+            }
         };
         match got {
-            Ok((header, renew_at)) => {
+            Ok((header, credential, usable)) => {
+                let renew_at = usable.map(|usable| now + usable);
                 state.failed = None;
-                state.given = Some(Given { header: header.clone(), renew_at, version });
+                state.given = Some(Given { header: header.clone(), credential, renew_at, version });
                 Ok(header)
             }
             Err(error) => {
                 state.given = None;
+                state.refused.clear();
                 state.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
@@ -220,58 +230,108 @@ impl Auth {
 
     async fn basic(
         &self,
+        state: &State,
         endpoint: &Endpoint,
         repository: &str,
         again: bool,
-    ) -> Result<HeaderValue, Error> {
-        match self.credential(endpoint, repository, again).await? {
-            Some(Credential::Password { username, secret }) => Ok(basic(&username, &secret)),
-            Some(Credential::Bearer(token)) => {
-                token::bearer(&token).ok_or_else(|| Error::NoCredentials { host: host(endpoint) })
-            }
-            Some(Credential::Identity(_)) | None => {
-                Err(Error::NoCredentials { host: host(endpoint) })
+    ) -> Result<Header, Error> {
+        let mut known = false;
+        for credential in self.found(endpoint, repository, again).await? {
+            let header = match &credential {
+                Credential::Password { username, secret } => Some(basic(username, secret)),
+                Credential::Bearer(token) => token::bearer(token),
+                Credential::Identity(_) => None,
+            };
+            let Some(header) = header else { continue };
+            known = true;
+            if !state.refused.contains(&credential) {
+                return Ok((header, Some(credential), None));
             }
         }
+        let host = host(endpoint);
+        Err(if known { Error::Rejected { host } } else { Error::NoCredentials { host } })
     }
 
     async fn token(
         &self,
+        state: &mut State,
         clients: &Clients,
         endpoint: &Endpoint,
         repository: &str,
         demand: &Demand,
         again: bool,
-    ) -> Result<Token, Error> {
+    ) -> Result<Header, Error> {
         let realm = PlainUrl::from(&demand.realm);
         if endpoint.base.scheme() == "https" && demand.realm.scheme() != "https" {
             return Err(Error::Downgrade { host: host(endpoint), realm });
         }
-        let credential = match self.credential(endpoint, repository, again).await {
-            Ok(credential) => credential,
+        let mut found = match self.found(endpoint, repository, again).await {
+            Ok(found) => found,
             // Public images need none: docker goes on without, too.
             Err(error) => {
                 tracing::warn!(host = host(endpoint), error = chain(&error), "asking as nobody");
-                None
+                Vec::new()
             }
         };
-        if let Some(Credential::Bearer(token)) = &credential
-            && let Some(header) = token::bearer(token)
-        {
-            return Ok(Token { header, usable: DEADLINE });
+        if found.iter().all(|credential| state.refused.contains(credential)) {
+            state.refused.clear();
         }
+        found.retain(|credential| !state.refused.contains(credential));
+        let mut refusal = None;
+        for credential in &found {
+            if let Credential::Bearer(token) = credential
+                && let Some(header) = token::bearer(token)
+            {
+                return Ok((header, Some(credential.clone()), Some(DEADLINE)));
+            }
+            match self.ask(clients, endpoint, demand, Some(credential)).await {
+                Ok(token) => {
+                    return Ok((token.header, Some(credential.clone()), Some(token.usable)));
+                }
+                Err(error) if error.is_refusal() => refusal = refusal.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match refusal {
+            // What helpers said before may be of yesterday.
+            Some(error) if !again => {
+                let fresh = self.found(endpoint, repository, true).await.unwrap_or_default();
+                if fresh.iter().all(|credential| found.contains(credential)) {
+                    return Err(error);
+                }
+                state.refused.extend(found);
+                let token = self.token(state, clients, endpoint, repository, demand, true);
+                Box::pin(token).await
+            }
+            Some(error) => Err(error),
+            None => {
+                let token = self.ask(clients, endpoint, demand, None).await?;
+                Ok((token.header, None, Some(token.usable)))
+            }
+        }
+    }
+
+    /// Asks the token endpoint, as nobody without a credential.
+    async fn ask(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        demand: &Demand,
+        credential: Option<&Credential>,
+    ) -> Result<Token, Error> {
+        let realm = PlainUrl::from(&demand.realm);
         let own = same_origin(&demand.realm, &endpoint.base);
         let tls = if own { (*endpoint.tls).clone() } else { endpoint.tls.anonymous() };
         let client = clients.for_url(&tls, &demand.realm).map_err(|e| Error::Tls(Arc::new(e)))?;
         let (request, sent) = match credential {
             Some(Credential::Identity(identity)) => {
-                let form = demand.form(&identity);
+                let form = demand.form(identity);
                 let kind = "application/x-www-form-urlencoded";
                 let sent = HeaderValue::from_str(&format!("Bearer {identity}")).ok();
                 (client.post(demand.realm.clone()).header(CONTENT_TYPE, kind).body(form), sent)
             }
             Some(Credential::Password { username, secret }) => {
-                let header = basic(&username, &secret);
+                let header = basic(username, secret);
                 (client.get(demand.url()).header(AUTHORIZATION, header.clone()), Some(header))
             }
             Some(Credential::Bearer(_)) | None => (client.get(demand.url()), None),
@@ -283,12 +343,12 @@ impl Auth {
         }
     }
 
-    async fn credential(
+    async fn found(
         &self,
         endpoint: &Endpoint,
         repository: &str,
         again: bool,
-    ) -> Result<Option<Credential>, Error> {
+    ) -> Result<Vec<Credential>, Error> {
         let host = host(endpoint);
         let found = self.credentials.find(&host, repository, again).await;
         found.map_err(|e| Error::Credentials { host, source: Arc::new(e) })
@@ -304,16 +364,24 @@ impl Auth {
     }
 }
 
-/// The best of the ways that a 401 offers: a token before a password.
-fn demanded(endpoint: &Endpoint, repository: &str, refusal: &HeaderMap) -> Result<Scheme, Error> {
+/// The best of the ways that a 401 offers: a token before a password; and whether it was because the token that was
+/// sent doesn't allow enough (RFC 6750 §3.1).
+fn demanded(
+    endpoint: &Endpoint,
+    repository: &str,
+    refusal: &HeaderMap,
+) -> Result<(Scheme, bool), Error> {
     let headers = refusal.get_all(WWW_AUTHENTICATE).iter();
     let offered: Vec<_> = headers.flat_map(|value| challenge::parse(value.as_bytes())).collect();
-    let bearer = offered.iter().filter(|c| c.scheme == "bearer");
-    if let Some(demand) = bearer.filter_map(|c| Demand::new(c, repository)).next() {
-        return Ok(Scheme::Bearer(demand));
+    let mut bearer = offered.iter().filter(|c| c.scheme == "bearer");
+    let demand = bearer.find_map(|c| {
+        Demand::new(c, repository).map(|d| (d, c.parameter("error") == Some("insufficient_scope")))
+    });
+    if let Some((demand, too_little)) = demand {
+        return Ok((Scheme::Bearer(demand), too_little));
     }
     if offered.iter().any(|c| c.scheme == "basic") {
-        return Ok(Scheme::Basic);
+        return Ok((Scheme::Basic, false));
     }
     let offered = offered.iter().take(5).map(|c| c.scheme.chars().take(40).collect()).collect();
     Err(Error::Unsupported { host: host(endpoint), offered })

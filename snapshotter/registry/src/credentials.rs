@@ -1,31 +1,32 @@
-//! Who we are to a registry: docker's `config.json` and its credential helpers.
+//! Who we are to a registry.
 //!
-//! Owns: the parsed file, read anew when it changes, and what helpers said, for [`HELPER_FRESH`].
-//! Asked in this order: the host's own helper, the general store, the file itself.
+//! Asked in this order: docker's `config.json` with its credential helpers, kubelet's credential-provider plugins. All
+//! that they know is tried, until the registry takes one.
+//!
+//! Owns: what each of them said, in memory only.
 
+mod docker;
 mod file;
 mod helper;
+mod plugins;
+mod program;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use self::file::File;
+use self::docker::Docker;
 pub use self::helper::Error as HelperError;
+pub use self::plugins::Error as PluginError;
+use self::plugins::Plugins;
 
-/// Cloud registries' helpers hand out tokens that live for an hour or more.
-const HELPER_FRESH: Duration = Duration::from_secs(300);
-const HELPER_ANSWERS: usize = 256;
 const FILE_BYTES: u64 = 4 << 20;
 
-/// How docker names docker.io in config.json and to helpers.
-const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// How people name Docker's registry; it answers to other names.
+const HUB: &str = "docker.io";
 
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
@@ -66,92 +67,91 @@ pub enum Error {
     Auth { path: String, host: String },
     #[error(transparent)]
     Helper(#[from] HelperError),
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
 }
 
-/// Which state of the file an answer comes from: it changes when the file does.
+/// Which state of a file an answer comes from: it changes when the file does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Version(Option<(SystemTime, u64)>);
+pub struct FileVersion(Option<(SystemTime, u64)>);
 
-/// What a helper said about a server, and when.
-type Helped = HashMap<(String, String), (Instant, Option<Credential>)>;
+impl FileVersion {
+    fn of(path: Option<&Path>) -> Self {
+        let metadata = path.and_then(|path| std::fs::metadata(path).ok());
+        Self(metadata.and_then(|m| Some((m.modified().ok()?, m.len()))))
+    }
+
+    fn len(self) -> u64 {
+        self.0.map_or(0, |(_, len)| len)
+    }
+}
+
+/// Which state of everything that holds credentials an answer comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    docker: FileVersion,
+    plugins: FileVersion,
+}
+
+/// Where credentials are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// docker's config.json; a file that doesn't exist holds no credentials.
+    pub docker_config: Option<PathBuf>,
+    /// kubelet's CredentialProviderConfig, and the folder of the programs that it names.
+    pub plugins: Option<(PathBuf, PathBuf)>,
+}
 
 pub struct Credentials {
-    path: Option<PathBuf>,
-    /// Where helpers are looked for, as in PATH.
-    programs: OsString,
-    read: Mutex<Option<(Version, Arc<File>)>>,
-    helped: Mutex<Helped>,
+    docker: Docker,
+    plugins: Option<Plugins>,
 }
 
 impl Credentials {
-    /// `path` is that of config.json; a file that doesn't exist holds no credentials.
-    pub fn new(path: Option<PathBuf>) -> Self {
-        let programs = std::env::var_os("PATH").unwrap_or_default();
-        Self { path, programs, read: Mutex::default(), helped: Mutex::default() }
+    pub fn new(places: Places) -> Self {
+        let plugins = places.plugins.map(|(config, programs)| Plugins::new(config, programs));
+        Self { docker: Docker::new(places.docker_config), plugins }
     }
 
     pub fn version(&self) -> Version {
-        let metadata = self.path.as_ref().and_then(|path| std::fs::metadata(path).ok());
-        Version(metadata.and_then(|m| Some((m.modified().ok()?, m.len()))))
+        Version {
+            docker: self.docker.version(),
+            plugins: self.plugins.as_ref().map(Plugins::version).unwrap_or_default(),
+        }
     }
 
-    /// The credential for `repository` at `host`, if there is one. `again` asks helpers anew, since
+    /// The credentials for `repository` at `host`, the likeliest first. `again` asks helpers and plugins anew, since
     /// the registry refused what they said before.
     pub async fn find(
         &self,
         host: &str,
         repository: &str,
         again: bool,
-    ) -> Result<Option<Credential>, Error> {
-        let file = self.file()?;
-        let hub = matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
-        let (host, server) = if hub { ("docker.io", DOCKER_HUB) } else { (host, host) };
-        if let Some(name) = file.helper(host) {
-            let (key, now) = ((name.to_owned(), server.to_owned()), Instant::now());
-            let known = self.helped().get(&key).cloned();
-            let fresh = |at: &Instant| now.duration_since(*at) < HELPER_FRESH && !again;
-            let credential = match known.filter(|(at, _)| fresh(at)) {
-                Some((_, credential)) => credential,
-                None => {
-                    let credential = helper::get(name, server, &self.programs).await?;
-                    let mut helped = self.helped();
-                    if helped.len() >= HELPER_ANSWERS {
-                        helped.clear();
-                    }
-                    helped.insert(key, (now, credential.clone()));
-                    credential
-                }
-            };
-            if credential.is_some() {
-                return Ok(credential);
+    ) -> Result<Vec<Credential>, Error> {
+        let host = plain(host);
+        let (mut found, mut failed) = (Vec::new(), None);
+        match self.docker.find(host, repository, again).await {
+            Ok(credential) => found.extend(credential),
+            Err(error) => failed = Some(error),
+        }
+        if let Some(plugins) = &self.plugins {
+            match plugins.find(host, repository, again).await {
+                Ok(credentials) => found.extend(credentials),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(file.find(host, repository).cloned())
-    }
-
-    fn file(&self) -> Result<Arc<File>, Error> {
-        let Some(path) = &self.path else { return Ok(Arc::default()) };
-        let version = self.version();
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, file)) = read.as_ref().filter(|(at, _)| *at == version) {
-            tracing::trace!(?at, "config.json has not changed");
-            return Ok(Arc::clone(file));
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            Some(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(host, error, "credentials left out");
+                Ok(found)
+            }
+            None => Ok(found),
         }
-        let shown = path.display().to_string();
-        if version.0.is_some_and(|(_, len)| len > FILE_BYTES) {
-            return Err(Error::TooLarge { path: shown });
-        }
-        let bytes = match std::fs::read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => b"{}".to_vec(),
-            read => read.map_err(|source| Error::Read { path: shown.clone(), source })?,
-        };
-        let file = Arc::new(file::parse(&bytes, &shown)?);
-        *read = Some((version, Arc::clone(&file)));
-        self.helped().clear();
-        Ok(file)
     }
+}
 
-    fn helped(&self) -> MutexGuard<'_, Helped> {
-        self.helped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn plain(host: &str) -> &str {
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") { HUB } else { host }
 }

@@ -34,8 +34,8 @@ use crate::tls::Clients;
 
 const REDIRECTS: usize = 10;
 /// How often one request is repeated with a new credential: once because the old one ran out, once
-/// because the endpoint wants another kind.
-const CHALLENGES: u32 = 2;
+/// because the endpoint wants another kind, and for others that are known.
+const CHALLENGES: u32 = 6;
 /// For the body of an error, which is only for the message.
 const ERROR_BODY_DEADLINE: Duration = Duration::from_secs(2);
 

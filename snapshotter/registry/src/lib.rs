@@ -25,6 +25,7 @@ pub mod resolve;
 mod tls;
 mod tries;
 
+pub use credentials::Places;
 pub use files::{Address, Files};
 pub use media::LayerKind;
 pub use platform::Platform;

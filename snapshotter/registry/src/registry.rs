@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::auth::Auth;
 use crate::blobs::{self, Transfer};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Places};
 use crate::files::{self, Files};
 use crate::hosts::{Endpoint, Hosts};
 use crate::http::{self, Ask, Http};
@@ -34,8 +34,8 @@ use crate::tries::{Candidate, Tries};
 pub struct Config {
     /// containerd's `config_path`: folders with `<host>/hosts.toml`, separated by colons.
     pub config_path: Option<PathBuf>,
-    /// docker's config.json.
-    pub docker_config: Option<PathBuf>,
+    /// Where credentials are looked for.
+    pub credentials: Places,
     /// For one operation with all its retries; transfers get more by their length.
     pub deadline: Duration,
     pub connect_timeout: Duration,
@@ -54,7 +54,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             config_path: None,
-            docker_config: None,
+            credentials: Places::default(),
             deadline: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(30),
@@ -102,7 +102,7 @@ impl Registry {
         let clients = Clients::new(settings);
         let http = Http::new(
             clients,
-            Auth::new(Credentials::new(config.docker_config)),
+            Auth::new(Credentials::new(config.credentials)),
             config.connections_per_host,
             config.response_timeout,
             config.stall_timeout,

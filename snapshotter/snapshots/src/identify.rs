@@ -17,7 +17,7 @@ use skimmer_proto::Digest;
 pub use containerd::Containerd;
 pub(crate) use finder::{Finder, MAX_DOCUMENT_BYTES, bind};
 pub use finder::{Found, find_origins};
-pub use image::{Image, Layer, Link, links};
+pub use image::{Image, Layer, Link, is_distributable, links};
 pub use request::Request;
 
 /// Why a layer isn't identified. containerd then unpacks it in its own way.

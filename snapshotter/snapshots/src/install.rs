@@ -5,29 +5,17 @@
 //! Owns: the order of those steps and the lease that protects what is half done.
 //! Does not own: where the documents come from, and what a snapshot is made of.
 
-use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
-
-use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
-use containerd_client::services::v1::{
-    CreateImageRequest, CreateRequest, DeleteRequest, Image, Info, UpdateImageRequest,
-    UpdateRequest, WriteAction, WriteContentRequest,
-};
 use containerd_client::types::Descriptor;
-use futures::stream;
-use prost_types::FieldMask;
 use skimmer_proto::{Digest, Reference};
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
 
 use crate::identify::links;
+use crate::session::{self, LEASE_TIME, Labels, Session, failed, source_label, unique};
 use crate::snapshot::{REFERENCE_LABEL, REQUIRED_LABEL};
 
 /// An image as the registry describes it.
@@ -50,6 +38,18 @@ pub struct Document {
     pub bytes: Vec<u8>,
 }
 
+impl Document {
+    /// As an image record has it.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.digest.to_string(),
+            size: i64::try_from(self.bytes.len()).unwrap_or(i64::MAX),
+            ..Descriptor::default()
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct LayerDescriptor {
     pub media_type: String,
@@ -61,8 +61,8 @@ pub struct LayerDescriptor {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{operation} in containerd")]
-    Containerd { operation: String, source: Status },
+    #[error(transparent)]
+    Containerd(#[from] session::Error),
     #[error("image {image} has no manifest")]
     NoManifest { image: Reference },
     #[error("image {image} has {layers} layers and {diff_ids} DiffIDs")]
@@ -82,9 +82,6 @@ pub struct Target {
     pub snapshotter: String,
 }
 
-/// How long a pull that was cut off keeps its content from containerd's garbage collector.
-const LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
-
 /// Longest list of layers in a label: a label is at most 4096 bytes, its key included.
 const LAYERS_LABEL_LEN: usize = 4096 - "containerd.io/snapshot/cri.image-layers".len();
 
@@ -97,94 +94,30 @@ pub async fn install(target: &Target, image: &ImageContent) -> Result<(), Error>
             diff_ids: image.diff_ids.len(),
         });
     }
-    let session = Session::open(target).await?;
-    let installed = session.install(image).await;
-    let closed = session.close().await;
+    let session = Session::open(target.containerd.clone(), &target.namespace, LEASE_TIME).await?;
+    let installed = Installation { target, session: &session }.run(image).await;
+    let closed = session.close().await.map_err(Error::from);
     installed.and(closed)
 }
 
-/// One lease and what is done under it.
-struct Session<'a> {
+/// A pull under way.
+struct Installation<'a> {
     target: &'a Target,
-    lease: String,
+    session: &'a Session,
 }
 
-impl<'a> Session<'a> {
-    async fn open(target: &'a Target) -> Result<Self, Error> {
-        let expires = humantime::format_rfc3339_seconds(SystemTime::now() + LEASE_TIME).to_string();
-        let request = CreateRequest {
-            labels: HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]),
-            id: format!("skimmer-pull-{}", unique()),
-        };
-        let mut session = Self { target, lease: String::new() };
-        let mut leases = LeasesClient::new(target.containerd.clone());
-        let response = leases.create(session.request(request)).await;
-        let response = response.map_err(|source| failed("create a lease", source))?;
-        session.lease = response.into_inner().lease.map(|lease| lease.id).unwrap_or_default();
-        Ok(session)
-    }
-
-    async fn close(self) -> Result<(), Error> {
-        let request = DeleteRequest { id: self.lease.clone(), sync: false };
-        let mut leases = LeasesClient::new(self.target.containerd.clone());
-        match leases.delete(self.request(request)).await {
-            Err(source) if source.code() != Code::NotFound => Err(failed("delete a lease", source)),
-            _ => Ok(()),
-        }
-    }
-
-    async fn install(&self, image: &ImageContent) -> Result<(), Error> {
+impl Installation<'_> {
+    async fn run(&self, image: &ImageContent) -> Result<(), Error> {
         let top = image.manifests.first().ok_or_else(|| no_manifest(image))?;
         let chain: Vec<Digest> = links(&image.diff_ids).iter().map(|link| link.chain_id).collect();
         for (document, labels) in labelled(image, &self.target.snapshotter, chain.last()) {
-            self.write(document, labels).await?;
+            self.session.write(document, labels).await?;
         }
         for (i, chain_id) in chain.iter().enumerate() {
             let parent = i.checked_sub(1).map(|below| chain[below]);
             self.prepare(image, i, *chain_id, parent).await?;
         }
-        self.record(image, top).await
-    }
-
-    /// Writes `document` into the content store; if it is there already, its labels are added.
-    async fn write(&self, document: &Document, labels: Labels) -> Result<(), Error> {
-        let digest = document.digest.to_string();
-        let size = i64::try_from(document.bytes.len()).unwrap_or(i64::MAX);
-        let commit = WriteContentRequest {
-            action: WriteAction::Commit.into(),
-            r#ref: format!("skimmer-{}-{digest}", unique()),
-            total: size,
-            expected: digest.clone(),
-            offset: 0,
-            data: document.bytes.clone(),
-            labels: labels.clone(),
-        };
-        let mut content = ContentClient::new(self.target.containerd.clone());
-        let operation = || format!("store {digest}");
-        let exists = match content.write(self.request(stream::iter([commit]))).await {
-            // The stream has to be read: an error of the commit comes as its last message.
-            Ok(response) => {
-                let mut answers = response.into_inner();
-                loop {
-                    match answers.message().await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => break false,
-                        Err(status) if status.code() == Code::AlreadyExists => break true,
-                        Err(source) => return Err(failed(&operation(), source)),
-                    }
-                }
-            }
-            Err(status) if status.code() == Code::AlreadyExists => true,
-            Err(source) => return Err(failed(&operation(), source)),
-        };
-        if exists {
-            let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-            let info = Info { digest: digest.clone(), labels, ..Info::default() };
-            let update = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
-            let updated = content.update(self.request(update)).await;
-            updated.map_err(|source| failed(&format!("label {digest}"), source))?;
-        }
-        Ok(())
+        Ok(self.session.record(&image.reference.to_string(), top.descriptor()).await?)
     }
 
     /// Makes the snapshot of layer `i`, unless containerd has it.
@@ -205,18 +138,18 @@ impl<'a> Session<'a> {
             parent: parent.map_or_else(String::new, |parent| parent.to_string()),
             labels: layer_labels(image, i, chain_id),
         };
-        let mut snapshots = SnapshotsClient::new(self.target.containerd.clone());
+        let mut snapshots = SnapshotsClient::new(self.session.containerd.clone());
         let layer = image.layers[i].digest;
-        match snapshots.prepare(self.request(request)).await {
+        match snapshots.prepare(self.session.request(request)).await {
             Err(status) if status.code() == Code::AlreadyExists => Ok(()),
             Err(source) => {
                 let image = &image.reference;
-                Err(failed(&format!("prepare layer {layer} of {image}"), source))
+                Err(failed(&format!("prepare layer {layer} of {image}"), source).into())
             }
             Ok(_) => {
                 let snapshotter = self.target.snapshotter.clone();
                 let remove = RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
-                let removed = snapshots.remove(self.request(remove)).await;
+                let removed = snapshots.remove(self.session.request(remove)).await;
                 removed.map_err(|source| failed("remove an unused snapshot", source))?;
                 Err(Error::NotLazy { image: image.reference.clone(), layer, snapshotter })
             }
@@ -228,58 +161,14 @@ impl<'a> Session<'a> {
             snapshotter: self.target.snapshotter.clone(),
             key: chain_id.to_string(),
         };
-        let mut snapshots = SnapshotsClient::new(self.target.containerd.clone());
-        match snapshots.stat(self.request(request)).await {
+        let mut snapshots = SnapshotsClient::new(self.session.containerd.clone());
+        match snapshots.stat(self.session.request(request)).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
-            Err(source) => Err(failed(&format!("look up snapshot {chain_id}"), source)),
+            Err(source) => Err(failed(&format!("look up snapshot {chain_id}"), source).into()),
         }
-    }
-
-    /// Creates the image record, or points it at `top`.
-    async fn record(&self, image: &ImageContent, top: &Document) -> Result<(), Error> {
-        let descriptor = Descriptor {
-            media_type: top.media_type.clone(),
-            digest: top.digest.to_string(),
-            size: i64::try_from(top.bytes.len()).unwrap_or(i64::MAX),
-            ..Descriptor::default()
-        };
-        let name = image.reference.to_string();
-        let record = Image { name: name.clone(), target: Some(descriptor), ..Image::default() };
-        let mut images = ImagesClient::new(self.target.containerd.clone());
-        let create = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
-        let created = match images.create(self.request(create)).await {
-            Err(status) if status.code() == Code::AlreadyExists => {
-                let update_mask = Some(FieldMask { paths: vec!["target".to_owned()] });
-                let update = UpdateImageRequest {
-                    image: Some(record),
-                    update_mask,
-                    source_date_epoch: None,
-                };
-                images.update(self.request(update)).await.map(|_| ())
-            }
-            other => other.map(|_| ()),
-        };
-        created.map_err(|source| failed(&format!("record image {name}"), source))
-    }
-
-    /// `message` in our namespace and under our lease.
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let pairs =
-            [("containerd-namespace", &self.target.namespace), ("containerd-lease", &self.lease)];
-        for (name, value) in pairs {
-            if let Ok(value) = MetadataValue::<Ascii>::try_from(value.as_str())
-                && !value.is_empty()
-            {
-                request.metadata_mut().insert(name, value);
-            }
-        }
-        request
     }
 }
-
-type Labels = HashMap<String, String>;
 
 /// Each document of `image`, with the labels by which containerd's garbage collector follows it.
 fn labelled<'a>(
@@ -287,29 +176,39 @@ fn labelled<'a>(
     snapshotter: &str,
     top_chain_id: Option<&Digest>,
 ) -> Vec<(&'a Document, Labels)> {
-    // containerd writes the host without its port.
-    let host = image.reference.host.split(':').next().unwrap_or_default();
-    let source = format!("containerd.io/distribution.source.{host}");
-    let base = Labels::from([(source, image.reference.repository.clone())]);
-    let mut config = base.clone();
-    if let Some(chain_id) = top_chain_id {
+    let source = source_label(&image.reference.host, &image.reference.repository);
+    let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+    let mut documents = linked(&image.manifests, &image.config, &layers);
+    for (_, labels) in &mut documents {
+        labels.extend([source.clone()]);
+    }
+    if let Some((chain_id, (_, config))) = top_chain_id.zip(documents.first_mut()) {
         let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
         config.insert(key, chain_id.to_string());
     }
-    let mut documents = vec![(&image.config, config)];
-    // From the manifest up, so that whatever is stored has all that it refers to.
-    for (depth, document) in image.manifests.iter().enumerate().rev() {
-        let mut labels = base.clone();
-        match image.manifests.get(depth + 1) {
+    documents
+}
+
+/// An image's documents, each with the labels that lead the garbage collector from it to what it refers to;
+/// from the config and the manifest up, so that whatever is stored has all that it refers to.
+pub(crate) fn linked<'a>(
+    manifests: &'a [Document],
+    config: &'a Document,
+    layers: &[Digest],
+) -> Vec<(&'a Document, Labels)> {
+    let mut documents = vec![(config, Labels::new())];
+    for (depth, document) in manifests.iter().enumerate().rev() {
+        let mut labels = Labels::new();
+        match manifests.get(depth + 1) {
             Some(child) => {
                 labels.insert("containerd.io/gc.ref.content.m.0".into(), child.digest.to_string());
             }
             None => {
-                let config = image.config.digest.to_string();
+                let config = config.digest.to_string();
                 labels.insert("containerd.io/gc.ref.content.config".into(), config);
-                for (i, layer) in image.layers.iter().enumerate() {
+                for (i, layer) in layers.iter().enumerate() {
                     let key = format!("containerd.io/gc.ref.content.l.{i}");
-                    labels.insert(key, layer.digest.to_string());
+                    labels.insert(key, layer.to_string());
                 }
             }
         }
@@ -344,18 +243,6 @@ fn layer_labels(image: &ImageContent, i: usize, chain_id: Digest) -> Labels {
 
 fn no_manifest(image: &ImageContent) -> Error {
     Error::NoManifest { image: image.reference.clone() }
-}
-
-fn failed(operation: &str, source: Status) -> Error {
-    Error::Containerd { operation: operation.to_owned(), source }
-}
-
-/// Different for each call on this machine: time and a counter.
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}", now.as_nanos(), CALLS.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(test)]

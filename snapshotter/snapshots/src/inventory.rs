@@ -1,12 +1,14 @@
 //! containerd's images, down to their layers.
 
 use serde::Deserialize;
+use skimmer_cache::{BlobKind, BlobRef};
 use skimmer_proto::{Digest, Reference};
 use tracing::debug;
 
 use crate::Binding;
 use crate::identify::{
     self, Containerd, Content, ContentError, MAX_DOCUMENT_BYTES, bind, find_origins,
+    is_distributable,
 };
 
 /// An image record of containerd, with the layers of the platform that containerd has.
@@ -18,6 +20,11 @@ pub struct Installed {
     pub manifest: Digest,
     /// Lowest first; those that aren't tars are left out.
     pub layers: Vec<Binding>,
+    /// What the record names, and what leads from there to the manifest, that one included.
+    pub manifests: Vec<Digest>,
+    pub config: Digest,
+    /// Every layer's blob that registries serve, the lowest first.
+    pub blobs: Vec<BlobRef>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +74,7 @@ async fn installed(
         bytes.map_err(|source| identify::Error::Content { what: digest.to_string(), source })
     };
     let mut document = read(target).await?;
+    let mut manifests = vec![*target];
     let mut manifest = containerd.manifest(namespace, target).await.unwrap_or_default();
     if manifest.is_none() {
         // An index: of its manifests, containerd has the one for this platform.
@@ -74,6 +82,7 @@ async fn installed(
             manifest = containerd.manifest(namespace, &child).await.unwrap_or_default();
             if manifest.is_some() {
                 document = read(&child).await?;
+                manifests.push(child);
                 break;
             }
         }
@@ -84,12 +93,21 @@ async fn installed(
         .map_err(|source| identify::Error::Image { image: name.to_owned(), source })?;
     let reference: Option<Reference> = name.parse().ok();
     let origins = find_origins(reference.as_ref(), &manifest.sources, &[]);
-    let layers = image.layers.into_iter().filter_map(|layer| bind(layer, name, &origins));
+    let served = image.layers.iter().filter(|layer| is_distributable(&layer.media_type));
+    let blobs = served.map(|layer| BlobRef {
+        digest: layer.blob,
+        len: layer.len,
+        kind: BlobKind::Blob,
+        origins: origins.clone(),
+    });
     Ok(Some(Installed {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         manifest: manifest.digest,
-        layers: layers.collect(),
+        manifests,
+        config: manifest.config,
+        blobs: blobs.collect(),
+        layers: image.layers.into_iter().filter_map(|layer| bind(layer, name, &origins)).collect(),
     }))
 }
 

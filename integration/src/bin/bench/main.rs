@@ -3,6 +3,7 @@
 //! Each figure is a scenario of its own, with its own daemons, registry and link. `integration/bench` installs what
 //! it needs, builds and runs it.
 
+mod adopt;
 mod burst;
 mod figure;
 mod graduated;
@@ -31,7 +32,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 28] = [
+const FIGURES: [&Figure; 29] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -46,6 +47,7 @@ const FIGURES: [&Figure; 28] = [
     &graduated::RANDOM,
     &graduated::WARM,
     &takeover_pause::FIGURE,
+    &adopt::FIGURE,
     &transfer::CPU,
     &transfer::RATE,
     &transfer::FAULT,

@@ -1,25 +1,33 @@
-//! `pull` and `fetch`.
+//! `pull`, `materialize` and `fetch`.
 
-use skimmer_proto::node::{FetchRequest, PullRequest};
+use skimmer_proto::node::{FetchRequest, MaterializeRequest, PullRequest};
 
 use crate::cli::{Global, Output};
 use crate::commands::images::layers;
 use crate::daemon::{connect, plain};
 use crate::progress::{Measure, follow};
 
-pub async fn pull(
-    global: &Global,
-    reference: String,
-    namespace: String,
-    platform: Option<String>,
-    snapshotter: String,
-) -> anyhow::Result<()> {
-    let request =
-        PullRequest { reference, namespace, platform: platform.unwrap_or_default(), snapshotter };
+pub async fn pull(global: &Global, request: PullRequest) -> anyhow::Result<()> {
+    let measure = if request.full { Measure::Blobs } else { Measure::Mountable };
     let stream = connect(&global.address).await?.pull(request).await.map_err(plain)?;
-    let image = follow(stream.into_inner(), global.output, Measure::Mountable).await?;
+    let image = follow(stream.into_inner(), global.output, measure).await?;
     if global.output == Output::Text {
         println!("{}  {}", image.name, image.digest);
+        layers(&image);
+    }
+    Ok(())
+}
+
+pub async fn materialize(
+    global: &Global,
+    image: String,
+    namespace: Option<String>,
+) -> anyhow::Result<()> {
+    let request = MaterializeRequest { image, namespace: namespace.unwrap_or_default() };
+    let stream = connect(&global.address).await?.materialize(request).await.map_err(plain)?;
+    let image = follow(stream.into_inner(), global.output, Measure::Blobs).await?;
+    if global.output == Output::Text {
+        println!("{}: every blob is in containerd's content store", image.name);
         layers(&image);
     }
     Ok(())

@@ -10,6 +10,7 @@ use skimmer_proto::node::{self, FetchedBytes, Progress, ShowIndexResponse};
 use skimmer_proto::{Digest, Reference};
 use skimmer_registry::Resolved;
 use skimmer_snapshots::install::{self, Document, ImageContent, LayerDescriptor};
+use skimmer_snapshots::{materialize, session};
 use tonic::Status;
 
 use super::images::Image;
@@ -29,12 +30,22 @@ pub fn layer_status(failure: &Failure) -> Status {
 
 pub fn install_status(error: &install::Error) -> Status {
     match error {
-        // gRPC's own words for a status are noise; its message says it all.
-        install::Error::Containerd { source, .. } => {
-            Status::new(source.code(), format!("{error}: {}", source.message()))
-        }
+        install::Error::Containerd(error) => containerd_status(error),
         other => Status::failed_precondition(words(other)),
     }
+}
+
+pub fn materialize_status(error: &materialize::Error) -> Status {
+    match error {
+        materialize::Error::Containerd(error) => containerd_status(error),
+        materialize::Error::Content(_) => Status::unavailable(words(error)),
+        other => Status::aborted(words(other)),
+    }
+}
+
+/// gRPC's own words for a status are noise; its message says it all.
+fn containerd_status(error: &session::Error) -> Status {
+    Status::new(error.source.code(), format!("{error}: {}", error.source.message()))
 }
 
 pub fn bundle_status(error: &BundleError) -> Status {
@@ -70,7 +81,7 @@ pub fn content(reference: Reference, resolved: Resolved) -> ImageContent {
     }
 }
 
-fn document(document: skimmer_registry::Document) -> Document {
+pub fn document(document: skimmer_registry::Document) -> Document {
     Document {
         media_type: document.descriptor.media_type,
         digest: document.descriptor.digest,

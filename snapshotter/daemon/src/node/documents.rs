@@ -2,11 +2,15 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Deserialize;
 use skimmer_cache::{BlobKind, BlobRef, Cache, Origin};
 use skimmer_proto::{Digest, Reference};
-use skimmer_registry::{Error, Platform, Registry, Resolved, Shelf};
+use skimmer_registry::{Document, Error, Platform, Registry, Resolved, Shelf};
 use skimmer_swarm::Swarm;
 use tokio::task::spawn_blocking;
+
+/// Images of other platforms that are looked for.
+const MOST_OTHERS: usize = 32;
 
 #[derive(Clone)]
 pub struct Documents {
@@ -30,6 +34,30 @@ impl Documents {
         let (documents, kept) = (self.clone(), resolved.clone());
         tokio::spawn(async move { documents.keep(kept).await });
         Ok(resolved)
+    }
+
+    /// The manifests and configurations of an index's other images, as far as they can be had. containerd from 2.1 on
+    /// pulls them with the platform's own.
+    pub async fn others(
+        &self,
+        registry: &Registry,
+        reference: &Reference,
+        resolved: &Resolved,
+    ) -> Vec<Document> {
+        let own = resolved.manifest.descriptor.digest;
+        let others = members(&resolved.top.bytes).into_iter().filter(|digest| *digest != own);
+        let mut found = Vec::new();
+        for digest in others.take(MOST_OTHERS) {
+            let other = Reference { tag: None, digest: Some(digest), ..reference.clone() };
+            match registry.resolve_with(&other, None, self).await {
+                Ok(resolved) => found.extend([resolved.config, resolved.top]),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(%reference, %digest, error, "another platform's image is left out");
+                }
+            }
+        }
+        found
     }
 
     async fn keep(&self, resolved: Resolved) {
@@ -57,6 +85,21 @@ impl Documents {
             tracing::info!(error, "an image's documents are not kept");
         }
     }
+}
+
+/// The digests that an index lists; none if it is no index.
+fn members(index: &[u8]) -> Vec<Digest> {
+    #[derive(Default, Deserialize)]
+    struct Index {
+        #[serde(default)]
+        manifests: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        digest: String,
+    }
+    let index: Index = serde_json::from_slice(index).unwrap_or_default();
+    index.manifests.iter().filter_map(|entry| entry.digest.parse().ok()).collect()
 }
 
 #[async_trait]

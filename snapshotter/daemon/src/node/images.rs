@@ -34,10 +34,19 @@ pub async fn find(
     namespace: &str,
     wanted: &str,
 ) -> Result<Vec<Image>, Status> {
+    let found = installed(containerd, namespace, wanted).await?;
+    Ok(found.into_iter().map(Image::from).collect())
+}
+
+async fn installed(
+    containerd: &Containerd,
+    namespace: &str,
+    wanted: &str,
+) -> Result<Vec<Installed>, Status> {
     let images = inventory::images(containerd, namespace).await;
     let images = images.map_err(|error| Status::unavailable(words(&error)))?;
     let is_wanted = |image: &Installed| wanted.is_empty() || is_called(image, wanted);
-    Ok(images.into_iter().filter(is_wanted).map(Image::from).collect())
+    Ok(images.into_iter().filter(is_wanted).collect())
 }
 
 /// The one image that `wanted` means. Several records of the same manifest are one image.
@@ -46,8 +55,26 @@ pub async fn find_one(
     namespace: &str,
     wanted: &str,
 ) -> Result<Image, Status> {
-    let mut found = find(containerd, namespace, wanted).await?;
-    found.dedup_by(|a, b| a.digest == b.digest);
+    let found = find(containerd, namespace, wanted).await?;
+    only(found, wanted, |image| image.digest.clone())
+}
+
+/// Likewise, and in one namespace.
+pub async fn find_installed(
+    containerd: &Containerd,
+    namespace: &str,
+    wanted: &str,
+) -> Result<Installed, Status> {
+    let found = installed(containerd, namespace, wanted).await?;
+    only(found, wanted, |image| (image.namespace.clone(), image.manifest))
+}
+
+fn only<T, K: PartialEq>(
+    mut found: Vec<T>,
+    wanted: &str,
+    key: impl Fn(&T) -> K,
+) -> Result<T, Status> {
+    found.dedup_by(|a, b| key(a) == key(b));
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => Err(Status::not_found(format!(
@@ -82,6 +109,9 @@ mod tests {
             name: "docker.io/library/python:3.13".into(),
             manifest,
             layers: Vec::new(),
+            manifests: vec![manifest],
+            config: Digest::of(b"config"),
+            blobs: Vec::new(),
         };
         let hex = manifest.hex();
         for (wanted, expected) in [

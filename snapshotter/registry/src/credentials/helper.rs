@@ -5,14 +5,12 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::Credential;
+use super::{Credential, program};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const OUTPUT_BYTES: u64 = 64 << 10;
@@ -71,24 +69,8 @@ pub async fn get(name: &str, server: &str, programs: &OsStr) -> Result<Option<Cr
     }
 }
 
-/// Whether the helper succeeded, and its output. It is killed if this future is dropped.
+/// Whether the helper succeeded, and its output.
 async fn run(name: &str, server: &str, programs: &OsStr) -> io::Result<(bool, Vec<u8>)> {
-    let mut child = Command::new(format!("docker-credential-{name}"))
-        .arg("get")
-        .env("PATH", programs)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut input) = child.stdin.take() {
-        // A helper that doesn't read its input says on its output what is wrong.
-        let _ = input.write_all(server.as_bytes()).await;
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(OUTPUT_BYTES).read_to_end(&mut output).await?;
-    }
-    let status = child.wait().await?;
-    Ok((status.success(), output))
+    let mut helper = Command::new(format!("docker-credential-{name}"));
+    program::ask(helper.arg("get").env("PATH", programs), server, OUTPUT_BYTES).await
 }

@@ -65,7 +65,7 @@ fn the_hosts_helper_goes_before_the_store() {
 async fn a_changed_file_is_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
-    let credentials = Credentials::new(Some(path.clone()));
+    let credentials = Docker::new(Some(path.clone()));
     assert!(credentials.find("a.io", "x", false).await.unwrap().is_none());
     let before = credentials.version();
     fs::write(&path, r#"{"auths": {"a.io": {"username": "u", "password": "p"}}}"#).unwrap();
@@ -108,7 +108,7 @@ async fn helpers_answer() {
         r#"{"credsStore": "skimmertest", "auths": {"n.io": {"username": "f", "password": "p"}}}"#,
     )
     .unwrap();
-    let mut credentials = Credentials::new(Some(config));
+    let mut credentials = Docker::new(Some(config));
     credentials.programs = format!("{}:/usr/bin:/bin", folder.path().display()).into();
     let find = async |host| credentials.find(host, "x", false).await;
     assert!(find("a.io").await.unwrap() == password("u", "p"));

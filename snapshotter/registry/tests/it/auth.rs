@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use skimmer_cache::source::Blame;
-use skimmer_registry::{Config, Registry};
+use skimmer_registry::{Config, Places, Registry};
 use tempfile::TempDir;
 
 use crate::blobs::{blob, config, fetch, words};
@@ -19,7 +19,8 @@ fn with_docker_config(json: &serde_json::Value) -> (TempDir, Registry) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     fs::write(&path, json.to_string()).unwrap();
-    let registry = Registry::new(Config { docker_config: Some(path), ..config() });
+    let credentials = Places { docker_config: Some(path), ..Places::default() };
+    let registry = Registry::new(Config { credentials, ..config() });
     (folder, registry)
 }
 
@@ -164,7 +165,10 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     let text = format!("server = \"http://{}\"\n[header]\nx-own = \"s3cret\"\n", server.host());
     fs::write(hosts.join("hosts.toml"), text).unwrap();
     let registry = Registry::new(Config {
-        docker_config: Some(folder.path().join("config.json")),
+        credentials: Places {
+            docker_config: Some(folder.path().join("config.json")),
+            ..Places::default()
+        },
         config_path: Some(folder.path().to_owned()),
         ..config()
     });

@@ -86,6 +86,18 @@ async fn a_dead_mirror_is_waited_for_once() {
 }
 
 #[tokio::test]
+async fn a_name_that_nobody_knows_may_be_known_later() {
+    let origin = Server::new(|request, _| Answer::blob(request, &blob())).await;
+    let unknown = "http://registry.invalid";
+    let text = format!("server = \"{unknown}\"\n[host.\"http://{}\"]\n", origin.host());
+    let (_folder, registry) = with_hosts(&text);
+    assert!(fetch(&registry, HOST, 0..10).await.unwrap() == blob()[..10]);
+    let (_folder, registry) = with_hosts(&format!("server = \"{unknown}\"\n"));
+    let error = fetch(&registry, HOST, 0..10).await.unwrap_err();
+    assert!(error.retryable && words(&error).contains("registry.invalid"), "{}", words(&error));
+}
+
+#[tokio::test]
 async fn the_registrys_own_error_is_reported() {
     let origin =
         Server::new(|_, _| Answer::new(404, r#"{"errors":[{"code":"BLOB_UNKNOWN"}]}"#)).await;

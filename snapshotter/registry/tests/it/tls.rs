@@ -176,3 +176,21 @@ async fn encryption_is_never_given_up() {
         words(&error)
     );
 }
+
+#[tokio::test]
+async fn a_new_authority_is_trusted_once_its_file_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::new(), Authority::new());
+    let server = new.serve(None, |request, _| Answer::blob(request, &blob())).await;
+    let ca = write(&folder, "ca.pem", &old.pem());
+    let registry = client(&folder, &server, &format!("ca = {ca:?}\n"));
+    let error = fetch(&registry, &server.host(), 0..10).await.unwrap_err();
+    assert!(words(&error).contains("certificate that is not trusted"), "{}", words(&error));
+    write(&folder, "ca.pem", &(old.pem() + &new.pem()));
+    let mut tries = 0;
+    while fetch(&registry, &server.host(), 0..10).await.is_err() {
+        tries += 1;
+        assert!(tries < 200, "the new file is not read");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}

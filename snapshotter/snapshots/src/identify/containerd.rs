@@ -22,6 +22,7 @@ use tower::service_fn;
 use super::{Content, ContentError, Manifest};
 
 const SNAPSHOTTERS: &str = "io.containerd.snapshotter.v1";
+const CONTENT_STORES: &str = "io.containerd.content.v1";
 const REMAP_IDS: &str = "remap-ids";
 const CONFIG_LABEL: &str = "containerd.io/gc.ref.content.config";
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
@@ -80,6 +81,36 @@ impl Containerd {
         let images = client.list(request).await.map_err(|error| self.failed(error))?;
         let record = |image: Image| Some((image.name, image.target?.digest.parse().ok()?));
         Ok(images.into_inner().images.into_iter().filter_map(record).collect())
+    }
+
+    /// The folder in which containerd keeps content, if it says so.
+    pub async fn content_root(&self) -> Result<Option<PathBuf>, ContentError> {
+        let plugins = self.plugins(CONTENT_STORES).await?;
+        let root = plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
+        Ok(root.map(PathBuf::from))
+    }
+
+    /// containerd's name for us, and what it takes for our folder, if it knows us.
+    pub async fn ourselves(&self) -> Result<Option<(String, Option<PathBuf>)>, ContentError> {
+        let us = self.us().await?;
+        let named = |mut us: Plugin| {
+            let root = us.exports.remove("root").map(PathBuf::from);
+            (us.id, root)
+        };
+        Ok(us.map(named))
+    }
+
+    async fn us(&self) -> Result<Option<Plugin>, ContentError> {
+        let socket = self.socket.to_string_lossy();
+        let is_us = |plugin: &Plugin| plugin.exports.get("address").is_some_and(|a| *a == socket);
+        Ok(self.plugins(SNAPSHOTTERS).await?.into_iter().find(is_us))
+    }
+
+    async fn plugins(&self, kind: &str) -> Result<Vec<Plugin>, ContentError> {
+        let mut client = IntrospectionClient::new(self.channel.clone());
+        let request = PluginsRequest { filters: vec![format!("type=={kind:?}")] };
+        let plugins = client.plugins(request).await.map_err(|error| self.failed(error))?;
+        Ok(plugins.into_inner().plugins)
     }
 
     fn content(&self) -> ContentClient<Channel> {
@@ -145,13 +176,7 @@ impl Content for Containerd {
     }
 
     async fn leaves_ids_to_us(&self) -> Result<bool, ContentError> {
-        let mut client = IntrospectionClient::new(self.channel.clone());
-        let request = PluginsRequest { filters: vec![format!("type=={SNAPSHOTTERS:?}")] };
-        let plugins = client.plugins(request).await.map_err(|error| self.failed(error))?;
-        let socket = self.socket.to_string_lossy();
-        let is_us = |plugin: &&Plugin| plugin.exports.get("address").is_some_and(|a| *a == socket);
-        let us = plugins.into_inner().plugins;
-        let us = us.iter().find(is_us);
+        let us = self.us().await?;
         Ok(us.is_some_and(|plugin| plugin.capabilities.iter().any(|c| c == REMAP_IDS)))
     }
 

@@ -143,6 +143,11 @@ impl Layer {
     }
 }
 
+/// Whether registries serve blobs of this type: some licences forbid it, and then they are elsewhere.
+pub fn is_distributable(media_type: &str) -> bool {
+    !media_type.contains("foreign") && !media_type.contains("nondistributable")
+}
+
 fn digest(text: &str) -> Result<Digest, Error> {
     text.parse().map_err(|source| Error::Digest { text: text.chars().take(100).collect(), source })
 }
