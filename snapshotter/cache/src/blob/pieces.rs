@@ -246,6 +246,8 @@ impl Pieces {
             }
         }
         disk::remove_durably(&self.dir, CHECKPOINT)?;
+        // Until every piece is there again.
+        disk::remove(&self.dir.join(PROVED))?;
         fs::rename(&temporary, self.dir.join(DATA))?;
         let verified = Verified { root: verified.root, bits };
         let fresh = Self::with(&self.dir, self.geometry, file, false, present, verified);
