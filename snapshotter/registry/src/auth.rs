@@ -122,7 +122,8 @@ struct State {
     given: Option<Given>,
     /// Credentials that the registry won't take; forgotten once it takes none.
     refused: Vec<Credential>,
-    failed: Option<(Instant, Error)>,
+    /// When, by which state of what is known of credentials, and why.
+    failed: Option<(Instant, Version, Error)>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -201,7 +202,8 @@ impl Auth {
         {
             return Ok(given.header.clone());
         }
-        if let Some((at, error)) = &state.failed
+        if let Some((at, by, error)) = &state.failed
+            && *by == version
             && now.duration_since(*at) < FAILURE_FRESH
         {
             return Err(error.clone());
@@ -222,7 +224,7 @@ impl Auth {
             Err(error) => {
                 state.given = None;
                 state.refused.clear();
-                state.failed = Some((Instant::now(), error.clone()));
+                state.failed = Some((Instant::now(), version, error.clone()));
                 Err(error)
             }
         }

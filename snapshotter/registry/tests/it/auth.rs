@@ -203,7 +203,7 @@ async fn check_refused(
 #[tokio::test]
 async fn refusals_say_what_to_do() {
     let basic = |_: &Request, _: usize| Answer::new(401, "").with("www-authenticate", "Basic");
-    check_refused(basic, false, &["config.json has none; run docker login 127.0.0.1"], 1).await;
+    check_refused(basic, false, &["config.json has none", "run docker login 127.0.0.1"], 1).await;
     check_refused(basic, true, &["refused the credentials of config.json"], 2).await;
     let denied = r#"{"errors":[{"code":"DENIED","message":"requested access is denied"}]}"#;
     let forbidden = move |_: &Request, _: usize| Answer::new(403, denied);
