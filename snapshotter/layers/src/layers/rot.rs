@@ -43,13 +43,13 @@ pub struct Checked {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("check the blob {blob}")]
-    Blob { blob: Digest, source: skimmer_cache::blob::Error },
+    Blob { blob: Digest, source: Box<skimmer_cache::blob::Error> },
     #[error("open the files of layer {blob}")]
-    Files { blob: Digest, source: skimmer_cache::layer::Error },
+    Files { blob: Digest, source: Box<skimmer_cache::layer::Error> },
     #[error("read the data file of layer {blob}")]
     Data { blob: Digest, source: io::Error },
     #[error("check a chunk of layer {blob}")]
-    Chunk { blob: Digest, source: fill::Error },
+    Chunk { blob: Digest, source: Box<fill::Error> },
 }
 
 /// Told of bytes read; it pauses, and may end the check.
@@ -70,7 +70,7 @@ impl Layers {
     /// thread that isn't one of the runtime's workers.
     pub fn check(&self, blob: Digest, pause: &mut Pause<'_>) -> Result<Checked, Error> {
         let mut checked = Checked::default();
-        let failed = |source| Error::Blob { blob, source };
+        let failed = |source| Error::Blob { blob, source: Box::new(source) };
         if let Some(held) = self.shared().cache.peek(blob).map_err(failed)? {
             let rot = held.blob.check(held.table.as_ref(), pause).map_err(failed)?;
             checked.bytes += rot.bytes;
@@ -101,7 +101,7 @@ impl Layers {
         pause: &mut Pause<'_>,
     ) -> Result<(), Error> {
         let cache = &self.shared().cache;
-        let failed = |source| Error::Files { blob, source };
+        let failed = |source| Error::Files { blob, source: Box::new(source) };
         let _pin = cache.pin_layer_untouched(blob);
         let files = cache.peek_layer(blob);
         let open = self.get(blob).into_iter().find_map(|layer| layer.opened());
@@ -120,7 +120,9 @@ impl Layers {
             None if !files.data_path().exists() => return Ok(()),
             None => {
                 let data = files.open_data(index.data_len, index.chunks.len()).map_err(failed)?;
-                let held = cache.peek(blob).map_err(|source| Error::Blob { blob, source })?;
+                let held = cache
+                    .peek(blob)
+                    .map_err(|source| Error::Blob { blob, source: Box::new(source) })?;
                 let Some(held) = held.filter(|held| held.blob.geometry() == table.geometry) else {
                     let right = whole_is_right(blob, &data, &index, &table, checked, pause)?;
                     return if right == Some(false) {
@@ -148,7 +150,10 @@ impl Layers {
     /// Nobody uses the layer and its data is wrong, nobody knows where.
     fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<(), Error> {
         self.shared().forget_proved(blob);
-        files.evict_data().map(drop).map_err(|source| Error::Files { blob, source })
+        files
+            .evict_data()
+            .map(drop)
+            .map_err(|source| Error::Files { blob, source: Box::new(source) })
     }
 }
 
@@ -159,7 +164,7 @@ impl Subject<'_> {
         if whole == Some(true) {
             return Ok(());
         }
-        let failed = |source| Error::Chunk { blob: self.blob, source };
+        let failed = |source| Error::Chunk { blob: self.blob, source: Box::new(source) };
         let mut unlocated = 0_u64;
         for chunk in (0..data.chunks()).filter(|chunk| data.has(*chunk)) {
             if !self.fill.has_source(chunk, &self.table).map_err(failed)? {
