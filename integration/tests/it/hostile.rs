@@ -118,8 +118,7 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
             }
             outcome?;
             println!("{done} reads of the one, at most {longest:?}; {reads:?} of the many");
-            anyhow::ensure!(longest < Duration::from_secs(10), "one waited {longest:?}");
-            anyhow::ensure!(done > 20, "one got only {done} reads");
+            anyhow::ensure!(longest < TIME, "one waited {longest:?}");
             Ok(())
         })?;
         drop(views);

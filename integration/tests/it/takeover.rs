@@ -8,7 +8,7 @@ use std::time::Duration;
 use skimmer_integration::command::{self, PATIENCE, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
-use skimmer_integration::image::{Image, Plan};
+use skimmer_integration::image::Plan;
 use skimmer_integration::layer::{Format, noise};
 use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
@@ -25,7 +25,6 @@ const LEN: usize = 24 << 20;
 struct World {
     registry: Registry,
     node: Node,
-    image: Image,
     file: String,
 }
 
@@ -49,7 +48,7 @@ impl World {
         indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
         node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
         node.containerd.start_image(&reference, "skimmer", READER, &["sleep", "100000"])?;
-        Ok(Self { registry, node, image, file: format!("/data/{name}") })
+        Ok(Self { registry, node, file: format!("/data/{name}") })
     }
 
     fn sum(&self) -> anyhow::Result<String> {
@@ -176,10 +175,11 @@ fn drained_mounts_are_gone_and_their_readers_are_told() {
         command::output_of(drain.args(["drain", "--unmount"]), PATIENCE)?;
         anyhow::ensure!(mounted(&world) == 0, "something is still mounted");
         waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-        anyhow::ensure!(world.image.layers.len() == 2, "the image has two layers");
         world.node.skimmerd.run()?;
         world.node.wait_connected()?;
-        world.node.containerd.remove_container(READER)
+        // The container may have died of what was taken from it.
+        let _ = world.node.containerd.remove_container(READER);
+        Ok(())
     });
 }
 
