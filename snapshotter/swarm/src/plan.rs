@@ -24,7 +24,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skimmer_cache::Class;
+pub use skimmer_cache::Class;
 use skimmer_proto::{PieceSet, TaskId};
 
 pub use self::event::{Action, Event, Fault, Limits, Now, Peer, Report, RequestId, Shape, Why};
@@ -46,6 +46,8 @@ pub struct Planner {
     /// How long pieces took lately, from their peer being free for them.
     bulk: Times,
     faults: Times,
+    /// When the latest piece came, from wherever.
+    last_received: Now,
     origin_failures: u32,
     origin_not_before: Now,
     /// Who isn't asked for a task, and until when, whatever becomes of its download.
@@ -88,6 +90,7 @@ impl Planner {
             next_request: 0,
             bulk: Times::default(),
             faults: Times::default(),
+            last_received: Now::ZERO,
             origin_failures: 0,
             origin_not_before: Now::ZERO,
             bans: BTreeMap::new(),
@@ -258,6 +261,7 @@ impl Planner {
             return;
         };
         let (task, peer, class) = (request.task, request.peer, request.class);
+        self.last_received = now;
         match peer.and_then(|peer| self.links.get_mut(&peer)) {
             Some(link) => {
                 let took = now.saturating_sub(link.free_since.max(request.asked));
@@ -282,9 +286,6 @@ impl Planner {
 
     fn stored(&mut self, now: Now, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
         let Some(download) = self.downloads.get_mut(task) else { return };
-        if download.stored.is_empty() {
-            download.stored_since = now;
-        }
         download.stored.insert_all(pieces);
         download.heard = now;
         let mut carriers = Vec::new();
@@ -473,12 +474,13 @@ impl Planner {
         }
     }
 
-    /// Reports what has been on disk for long enough, and forgets what is over.
+    /// Reports what is on disk unless that was done just now, and forgets what is over.
     fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
         let (scheduler, batch) = (self.scheduler, self.limits.batch);
         self.downloads.retain(|task, download| {
-            let due = download.stored_since + batch <= now;
+            let due = download.report_at <= now;
             if !download.stored.is_empty() && (due || !scheduler) {
+                download.report_at = now + batch;
                 let pieces = std::mem::take(&mut download.stored);
                 if scheduler {
                     let arrived = Report::Arrived { task: *task, pieces };
