@@ -21,7 +21,6 @@ mod simulated;
 mod speedup;
 mod start;
 mod start_time;
-mod takeover_pause;
 mod transfer;
 mod warm_walk;
 
@@ -32,7 +31,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 29] = [
+const FIGURES: [&Figure; 28] = [
     &lazy_start::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
@@ -46,7 +45,6 @@ const FIGURES: [&Figure; 29] = [
     &graduated::WALK,
     &graduated::RANDOM,
     &graduated::WARM,
-    &takeover_pause::FIGURE,
     &adopt::FIGURE,
     &transfer::CPU,
     &transfer::RATE,
