@@ -7,6 +7,7 @@ use skimmer_integration::world::{World, drop_caches};
 
 use crate::figure::{Bar, Bench, Figure, Outcome};
 use crate::pairs::{Sample, alternate};
+use crate::read_local;
 use crate::running::Running;
 
 const fn figure(
@@ -21,7 +22,8 @@ const fn figure(
 pub const READ: Figure = figure(
     "graduated-read",
     "graduated layer, caches dropped: throughput of a large file read in order ÷ overlayfs's",
-    |bench| measure(bench, single, true, READ_PROGRAM),
+    // Its layer is pulled through, so that it is graduated too.
+    read_local::measure,
 );
 
 pub const WALK: Figure = figure(
@@ -43,17 +45,6 @@ pub const WARM: Figure = figure(
 );
 
 /// Each prints how much it did a second.
-const READ_PROGRAM: &str = "
-import os, time
-room = bytearray(1 << 20)
-start = time.perf_counter()
-file = os.open('/FILE', os.O_RDONLY)
-length = 0
-while (count := os.readv(file, [room])) > 0:
-    length += count
-print(length / 1e6 / (time.perf_counter() - start))
-";
-
 const WALK_PROGRAM: &str = "
 import subprocess, time
 start = time.perf_counter()

@@ -29,7 +29,8 @@ while (count := os.readv(file, [room])) > 0:
 print(length, time.perf_counter() - start)
 ";
 
-fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
+/// Also of what the kernel serves: it is the same reading.
+pub fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
     let image = debian::single_layer(&bench.scenario.path("blobs"))?;
     let world = World::near(bench.scenario, image)?;
     let running = Running::start(&world)?;
