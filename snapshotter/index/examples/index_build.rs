@@ -9,8 +9,10 @@
 //! anything it decodes every chunk on its own and compares the whole with the DiffID.
 
 use std::io::{Cursor, Read};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use skimmer_index::build::{BlobSums, Built, DataScan, Decoder, Scanned, Sums, assemble};
 use skimmer_index::chunk::decode_chunk;
@@ -160,9 +162,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
 }
 
 fn cpu_s() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
-    let ns = text.split(' ').next().context("no time in schedstat")?;
-    Ok(ns.parse::<f64>()? / 1e9)
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?).as_secs_f64())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

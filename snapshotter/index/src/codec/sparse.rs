@@ -6,17 +6,14 @@
 //! How to find that part without an inflate of one's own: inflating only copies, never looks. So decode
 //! the first 32 KiB behind the checkpoint (what comes later can't reach the window) once more, with
 //! every window byte changed by a mark. Where the output differs from the true one, the difference
-//! is the mark of the byte that was copied there. Marks are arranged so that three in a row, the
-//! shortest copy that deflate has, name their place.
+//! is the mark of the byte that was copied there. Marks are arranged so that two in a row name their
+//! place; the shortest copy that deflate has is of three.
 
 use super::raw_inflate::{At, Error, RawInflate, WINDOW_LEN};
 
 /// Most compressed bytes kept of what follows a checkpoint. Only a stream full of empty blocks
 /// needs more for 32 KiB; there the window stays whole. Part of the index format.
 const MAX_COMPRESSED: usize = 64 << 10;
-
-/// Marks have three digits to this base, each of its own kind: 1 to 85, 86 to 170, 171 to 255.
-const BASE: usize = 85;
 
 /// All bits of a byte.
 const USED: u8 = 0xff;
@@ -58,7 +55,7 @@ impl Checkpoint {
 /// What finding the used bytes takes, kept from one checkpoint to the next.
 pub(super) struct Scratch {
     inflate: RawInflate,
-    marks: Box<[u8; WINDOW_LEN]>,
+    marks: Marks,
     /// The checkpoint's window, marked.
     window: Box<[u8; WINDOW_LEN]>,
     data: Vec<u8>,
@@ -68,11 +65,9 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub fn new() -> Result<Self, Error> {
-        let mut marks = Box::new([0; WINDOW_LEN]);
-        marks.iter_mut().enumerate().for_each(|(at, byte)| *byte = mark(at));
         Ok(Self {
             inflate: RawInflate::new()?,
-            marks,
+            marks: Marks::new(),
             window: Box::new([0; WINDOW_LEN]),
             data: vec![0; WINDOW_LEN],
             used: vec![0; WINDOW_LEN],
@@ -81,7 +76,7 @@ impl Scratch {
 
     /// Fills `used`; false if too little of what follows the checkpoint is known.
     fn find_used(&mut self, checkpoint: &Checkpoint) -> Result<bool, Error> {
-        let real = checkpoint.window.iter().zip(self.marks.iter());
+        let real = checkpoint.window.iter().zip(self.marks.bytes.iter());
         self.window.iter_mut().zip(real).for_each(|(byte, (real, mark))| *byte = real ^ mark);
         let Some(len) = self.decode(checkpoint)? else { return Ok(false) };
         self.used.fill(0);
@@ -93,17 +88,22 @@ impl Scratch {
         while let Some(three) = data[from..].first_chunk::<3>() {
             if three[2] == 0 {
                 from += 3;
+                // Most of the output is the same: nothing of the window went there.
+                while data[from..].starts_with(&[0; 16]) {
+                    from += 16;
+                }
                 continue;
             }
-            let place = place(*three).filter(|at| self.marks[*at..at + 3] == *three);
-            let Some(at) = place else {
-                from += 1;
-                continue;
+            let len = match self.marks.place(*three) {
+                Some(at) => {
+                    let len = equal_len(&data[from..], &self.marks.bytes[at..]);
+                    self.used[at..at + len].fill(USED);
+                    len
+                }
+                None => 0,
             };
-            let same = |(data, mark): &(&u8, &u8)| data == mark;
-            let len = data[from..].iter().zip(&self.marks[at..]).take_while(same).count();
-            self.used[at..at + len].fill(USED);
-            from += len - 2;
+            // The last may be the first of another copy, the same by chance.
+            from += len.saturating_sub(1).max(1);
         }
         Ok(true)
     }
@@ -134,56 +134,61 @@ impl Scratch {
     }
 }
 
-/// The mark of the window's byte at `at`: one of the three digits of `at / 3`. Never zero.
-fn mark(at: usize) -> u8 {
-    let (group, kind) = (at / 3, at % 3);
-    let digit = match kind {
-        0 => group / (BASE * BASE),
-        1 => group / BASE % BASE,
-        _ => group % BASE,
-    };
-    u8::try_from(1 + kind * BASE + digit).unwrap_or(0)
+/// How many of the first bytes of both are equal.
+fn equal_len(a: &[u8], b: &[u8]) -> usize {
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+    let len = 8 * words.take_while(|(a, b)| a == b).count();
+    len + a[len..].iter().zip(&b[len..]).take_while(|(a, b)| a == b).count()
 }
 
-/// Where these three marks stand, if anywhere; to be checked.
-fn place(marks: [u8; 3]) -> Option<usize> {
-    if marks.contains(&0) {
-        return None;
+/// What the bytes of a window are changed by.
+struct Marks {
+    bytes: Box<[u8; WINDOW_LEN]>,
+    /// By two marks: the place of the first.
+    places: Box<[u16]>,
+}
+
+impl Marks {
+    /// No mark is zero, and none stands twice before the same other.
+    fn new() -> Self {
+        let pairs = |a: u8| (a..=u8::MAX).skip(1).flat_map(move |b| [a, b]);
+        let sequence = (1..=u8::MAX).flat_map(|a| std::iter::once(a).chain(pairs(a)));
+        let mut bytes = Box::new([0; WINDOW_LEN]);
+        bytes.iter_mut().zip(sequence).for_each(|(byte, mark)| *byte = mark);
+        let mut places = vec![u16::MAX; 1 << 16].into_boxed_slice();
+        for (at, two) in (0..).zip(bytes.array_windows::<2>()) {
+            places[usize::from(u16::from_be_bytes(*two))] = at;
+        }
+        Self { bytes, places }
     }
-    let [a, b, c] = marks.map(|mark| usize::from(mark - 1) % BASE);
-    let kind = usize::from(marks[0] - 1) / BASE;
-    let group = match kind {
-        0 => (a * BASE + b) * BASE + c,
-        // Two digits of this group, the first of the next.
-        1 => [0, 1]
-            .map(|first| (first * BASE + a) * BASE + b)
-            .into_iter()
-            .find(|group| (group + 1) / (BASE * BASE) == c)?,
-        // The last digit of this group, two of the next.
-        _ => ((b * BASE + c) * BASE + (a + 1) % BASE).checked_sub(1)?,
-    };
-    let at = group * 3 + kind;
-    (at + 3 <= WINDOW_LEN).then_some(at)
+
+    /// Where these three marks stand, if anywhere.
+    fn place(&self, three: [u8; 3]) -> Option<usize> {
+        let at = self.places[usize::from(u16::from_be_bytes([three[0], three[1]]))];
+        let at = usize::from(at);
+        self.bytes.get(at..)?.starts_with(&three).then_some(at)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BASE, WINDOW_LEN, mark, place};
+    use super::{Marks, WINDOW_LEN};
 
     #[test]
     fn three_marks_name_their_place() {
-        const { assert!(WINDOW_LEN / 3 < 2 * BASE * BASE) };
-        for at in 0..WINDOW_LEN - 2 {
-            assert_eq!(place([mark(at), mark(at + 1), mark(at + 2)]), Some(at));
+        let marks = Marks::new();
+        assert!(marks.bytes.iter().all(|mark| *mark > 0));
+        for (at, three) in marks.bytes.array_windows::<3>().enumerate() {
+            assert_eq!(marks.place(*three), Some(at));
         }
-        assert!((0..WINDOW_LEN).all(|at| mark(at) > 0));
     }
 
     #[test]
     fn arbitrary_marks_are_somewhere_or_nowhere() {
+        let marks = Marks::new();
         for n in (0..1u32 << 24).step_by(7) {
             let [a, b, c, _] = n.to_le_bytes();
-            assert!(place([a, b, c]).is_none_or(|at| at + 3 <= WINDOW_LEN));
+            assert!(marks.place([a, b, c]).is_none_or(|at| at + 3 <= WINDOW_LEN));
         }
     }
 }

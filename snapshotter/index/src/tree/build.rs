@@ -19,6 +19,8 @@ pub struct TreeBuilder {
     inodes: Vec<Inode>,
     /// Hard links whose target has not been seen; their inodes are placeholders.
     pending: BTreeMap<InodeId, Link>,
+    /// Where the last entry is: the next one is mostly beside it.
+    last: Option<(Vec<u8>, InodeId)>,
     /// Estimated memory.
     bytes: u64,
 }
@@ -32,7 +34,8 @@ struct Link {
 impl TreeBuilder {
     /// A tree with a root that no entry describes yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, inodes: vec![implicit_dir()], pending: BTreeMap::new(), bytes: INODE_COST }
+        let (inodes, pending) = (vec![implicit_dir()], BTreeMap::new());
+        Self { limits, inodes, pending, last: None, bytes: INODE_COST }
     }
 
     /// Takes the next entry.
@@ -64,7 +67,14 @@ impl TreeBuilder {
         if entry.path.contains(&0) {
             return Err(Error::Nul { path: display_path(&entry.path) });
         }
-        let dir = self.make_dirs(parent, &entry.path)?;
+        let dir = match &self.last {
+            Some((path, dir)) if path == parent => *dir,
+            _ => {
+                let dir = self.make_dirs(parent, &entry.path)?;
+                self.last = Some((parent.to_vec(), dir));
+                dir
+            }
+        };
         if opaque_mark {
             self.set_opaque(dir);
             return Ok(());
@@ -267,7 +277,10 @@ impl TreeBuilder {
     fn name(&mut self, dir: InodeId, name: &[u8], id: InodeId, entry: &Entry) -> Result<(), Error> {
         self.charge(NAME_COST + name.len() as u64, &entry.path)?;
         if let Content::Dir { children, .. } = &mut self.inodes[dir.index()].content {
-            children.insert(name.to_vec(), id);
+            // What is replaced may have led to the last directory.
+            if children.insert(name.to_vec(), id).is_some() {
+                self.last = None;
+            }
         }
         Ok(())
     }
