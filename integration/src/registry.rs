@@ -129,7 +129,7 @@ impl Registry {
         // Fixed from here on, so that it comes back where it was.
         write(&port)?;
         registry.address = format!("{}:{port}", registry.address);
-        registry.write_hosts(&scenario.hosts())?;
+        registry.write_hosts(&scenario.hosts(), "http", "")?;
         Ok(registry)
     }
 
@@ -165,6 +165,40 @@ impl Registry {
     pub fn resume(&mut self) -> anyhow::Result<()> {
         self.run()?;
         Ok(())
+    }
+
+    /// Starts it again where it was, over TLS, with a new certificate that nobody trusts yet.
+    pub fn renew_certificate(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
+        let (certificate, key) = (self.certificate(), self.folder.join("tls.key"));
+        let (host, _) = self.address.rsplit_once(':').context("an address has a port")?;
+        let mut request = Command::new("openssl");
+        request.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+        request.args(["-nodes", "-days", "2", "-subj", "/CN=registry", "-addext"]);
+        request.arg(format!("subjectAltName=IP:{host}"));
+        request.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+        command::output_of(&mut request, command::PATIENCE)?;
+        let config = self.folder.join("config.yml");
+        let mut settings = std::fs::read_to_string(&config)?;
+        if !settings.contains("tls:") {
+            let tls =
+                format!("tls: {{certificate: {}, key: {}}}", certificate.display(), key.display());
+            settings = settings.replace("secret: tests}", &format!("secret: tests, {tls}}}"));
+        }
+        std::fs::write(&config, settings)?;
+        self.resume()
+    }
+
+    /// Lets containerd and skimmerd trust the certificate that it has now.
+    pub fn trust(&self, scenario: &Scenario) -> anyhow::Result<()> {
+        let ca = scenario.hosts().join(&self.address).join("ca.pem");
+        std::fs::copy(self.certificate(), &ca)?;
+        let more = format!("ca = \"{}\"\n", ca.display());
+        self.write_hosts(&scenario.hosts(), "https", &more)
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.folder.join("tls.pem")
     }
 
     /// Serves `image`; returns its reference.
@@ -303,13 +337,13 @@ impl Registry {
         self.storage().join("blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
-    /// Tells containerd and skimmerd that this registry speaks plain HTTP.
-    fn write_hosts(&self, hosts: &Path) -> anyhow::Result<()> {
+    /// Tells containerd and skimmerd how this registry is spoken to; `more` are lines for its host.
+    fn write_hosts(&self, hosts: &Path, scheme: &str, more: &str) -> anyhow::Result<()> {
         let folder = hosts.join(&self.address);
         std::fs::create_dir_all(&folder)?;
-        let url = format!("http://{}", self.address);
+        let url = format!("{scheme}://{}", self.address);
         let text = format!(
-            "server = \"{url}\"\n\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+            "server = \"{url}\"\n\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{more}"
         );
         std::fs::write(folder.join("hosts.toml"), text)?;
         Ok(())

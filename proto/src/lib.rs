@@ -1,4 +1,4 @@
-//! What two processes must agree on: digests, references, piece geometry, the piece table, tasks,
+//! What two processes must agree on: digests, references, platforms, piece geometry, the piece table, tasks,
 //! and the gRPC messages of our own services. Pure: no I/O, no clock.
 
 pub mod control;
@@ -7,6 +7,7 @@ pub mod geometry;
 pub mod node;
 pub mod piece_table;
 pub mod pieces;
+pub mod platform;
 pub mod reference;
 pub mod task;
 
@@ -14,5 +15,6 @@ pub use digest::Digest;
 pub use geometry::Geometry;
 pub use piece_table::PieceTable;
 pub use pieces::PieceSet;
+pub use platform::Platform;
 pub use reference::Reference;
 pub use task::{Scope, TaskId};

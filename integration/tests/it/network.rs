@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -58,12 +59,30 @@ impl Lazy {
         self.view.path().join("data/net-lazy")
     }
 
+    /// Somebody who reads the whole file.
+    fn reader(&self) -> Reader {
+        let file = self.file();
+        std::thread::spawn(move || read(&file))
+    }
+
+    /// How often skimmerd asked in vain.
+    fn failures(&self) -> usize {
+        self.node.skimmerd.log().matches("a request failed").count()
+    }
+
     /// Requests of skimmerd for the data layer that the registry answered with `status`.
     fn answered(&self, status: u16) -> usize {
         let path = format!("/blobs/{}", self.image.layers[1].blob.digest);
         let requests = self.registry.requests().into_iter();
         requests.filter(|r| r.path.ends_with(&path) && r.status == status).count()
     }
+}
+
+type Reader = JoinHandle<anyhow::Result<()>>;
+
+/// Whether the reader gets its bytes.
+fn served(reader: Reader) -> anyhow::Result<()> {
+    reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
 }
 
 fn read(file: &Path) -> anyhow::Result<()> {
@@ -77,16 +96,14 @@ fn a_reader_waits_for_a_registry_that_comes_back() {
     scenario("registry-back", |scenario| {
         let mut lazy = Lazy::new(scenario, &Auth::Anyone, PATIENCE)?;
         lazy.registry.stop()?;
-        let file = lazy.file();
-        let before = lazy.node.skimmerd.log().matches("a request failed").count();
-        let reader = std::thread::spawn(move || read(&file));
+        let before = lazy.failures();
+        let reader = lazy.reader();
         wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
-            let log = lazy.node.skimmerd.log();
-            (log.matches("a request failed").count() > before + 2).then_some(())
+            (lazy.failures() > before + 2).then_some(())
         })?;
         anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
         lazy.registry.resume()?;
-        reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
+        served(reader)
     });
 }
 
@@ -95,14 +112,51 @@ fn a_reader_waits_for_a_registry_that_stands_still() {
     scenario("registry-frozen", |scenario| {
         let lazy = Lazy::new(scenario, &Auth::Anyone, PATIENCE)?;
         lazy.registry.freeze()?;
-        let file = lazy.file();
-        let reader = std::thread::spawn(move || read(&file));
+        let reader = lazy.reader();
         // There is nothing to see of somebody who waits.
         std::thread::sleep(Duration::from_secs(2));
         let waits = !reader.is_finished();
         lazy.registry.thaw()?;
         anyhow::ensure!(waits, "the reader didn't wait");
-        reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
+        served(reader)
+    });
+}
+
+#[test]
+fn a_reader_waits_for_credentials_that_are_right_again() {
+    scenario("credentials-refused", |scenario| {
+        let auth = Auth::Basic { user: USER, password: PASSWORD };
+        let mut lazy = Lazy::new(scenario, &auth, PATIENCE)?;
+        let config = scenario.path("config.json");
+        write_docker_config(&config, lazy.registry.address(), USER, "of-yesterday")?;
+        lazy.node.skimmerd.expect_log("refused the credentials");
+        let reader = lazy.reader();
+        wait_for("the registry has refused, more than once", PATIENCE, || {
+            (lazy.answered(401) > 2).then_some(())
+        })?;
+        anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
+        write_docker_config(&config, lazy.registry.address(), USER, PASSWORD)?;
+        served(reader)
+    });
+}
+
+#[test]
+fn a_reader_waits_until_a_new_certificate_is_trusted() {
+    scenario("certificate-changed", |scenario| {
+        let mut lazy = Lazy::new(scenario, &Auth::Anyone, PATIENCE)?;
+        lazy.registry.renew_certificate()?;
+        lazy.registry.trust(scenario)?;
+        let mut first = [0; 512];
+        File::open(lazy.file())?.read_exact_at(&mut first, 0).context("read over TLS")?;
+        lazy.registry.renew_certificate()?;
+        let before = lazy.failures();
+        let reader = lazy.reader();
+        wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
+            (lazy.failures() > before + 2).then_some(())
+        })?;
+        anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
+        lazy.registry.trust(scenario)?;
+        served(reader)
     });
 }
 

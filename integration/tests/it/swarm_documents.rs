@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skimmer_integration::command::wait_for;
-use skimmer_integration::fleet::{Fleet, Setup, Spec};
+use skimmer_integration::ctr::Pull;
+use skimmer_integration::fleet::{Fleet, Machine, Setup, Spec};
 use skimmer_integration::image::Plan;
 use skimmer_integration::layer::Format;
 use skimmer_integration::scenario::scenario;
@@ -16,7 +17,22 @@ const NOTICE: Duration = Duration::from_secs(60);
 
 #[test]
 fn an_image_is_pulled_by_digest_while_the_registry_is_down() {
-    scenario("swarm-documents", |scenario| {
+    served_by("swarm-documents", |machine, reference| {
+        machine.skimmerd.ask(&["pull", reference, "--namespace", "default"]).map(drop)
+    });
+}
+
+#[test]
+fn what_containerd_pulled_is_there_for_other_nodes_as_well() {
+    served_by("swarm-documents-containerd", |machine, reference| {
+        let containerd = machine.containerd.as_ref().context("the machine has no containerd")?;
+        containerd.pull(&Pull::new(reference, "skimmer")).map(drop)
+    });
+}
+
+/// The first node pulls an image, the registry goes, the second pulls it by digest.
+fn served_by(name: &str, pull: impl Fn(&Machine, &str) -> anyhow::Result<()>) {
+    scenario(name, |scenario| {
         let mut fleet = Fleet::start(scenario, Setup::default())?;
         for _ in 0..2 {
             fleet.add(&Spec { containerd: true, ..Spec::default() })?;
@@ -30,7 +46,7 @@ fn an_image_is_pulled_by_digest_while_the_registry_is_down() {
         plan.index = true;
         let image = plan.build(&blobs(scenario))?;
         let reference = fleet.registry.add(&image)?;
-        fleet.machines[0].skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
+        pull(&fleet.machines[0], &reference)?;
 
         let (top, _) = image.top();
         let offered: Vec<String> = [top.digest, image.manifest.digest, image.config.digest]

@@ -29,6 +29,7 @@ use crate::completed;
 use crate::config::{Config, Materialize, MountMode};
 use crate::keeper;
 use crate::node::{Documents, Node};
+use crate::pulled;
 use crate::swarm;
 
 /// How long requests under way may take once the daemon has been told to stop.
@@ -96,6 +97,7 @@ impl App {
         if self.materialize == Materialize::OnComplete {
             tokio::spawn(completed::materialize(self.node.clone()));
         }
+        tokio::spawn(pulled::keep_documents(self.node.clone()));
 
         let stop = CancellationToken::new();
         let server = Server::builder()

@@ -5,6 +5,7 @@ mod completed;
 mod config;
 mod keeper;
 mod node;
+mod pulled;
 mod swarm;
 
 use std::path::PathBuf;

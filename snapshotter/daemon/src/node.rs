@@ -25,8 +25,8 @@ use skimmer_proto::node::{
     ShowCacheRequest, ShowCacheResponse, ShowIndexRequest, ShowIndexResponse, StageRequest,
     VerifyCacheProgress, VerifyCacheRequest,
 };
-use skimmer_proto::{Digest, Reference};
-use skimmer_registry::{Platform, Registry};
+use skimmer_proto::{Digest, Platform, Reference};
+use skimmer_registry::Registry;
 use skimmer_snapshots::identify::Containerd;
 use skimmer_snapshots::install::{Target, install};
 use skimmer_snapshots::materialize::Materializer;

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use skimmer_proto::Digest;
+use skimmer_proto::{Digest, Platform};
 
 use crate::media::{self, LayerKind, ManifestKind};
-use crate::platform::Platform;
 
 /// A reference to content: OCI image-spec, descriptor.md.
 #[derive(Clone, Debug, PartialEq, Eq)]

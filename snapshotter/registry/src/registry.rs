@@ -11,7 +11,7 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use skimmer_cache::source::{
     Blame, BlobKind, BlobRef, ByteStream, Class, FetchError, Origin, Source,
 };
-use skimmer_proto::{Digest, Reference};
+use skimmer_proto::{Digest, Platform, Reference};
 use tokio::time::Instant;
 
 use crate::auth::Auth;
@@ -22,7 +22,6 @@ use crate::hosts::{Endpoint, Hosts};
 use crate::http::{self, Ask, Http};
 use crate::media::MANIFEST_ACCEPT;
 use crate::origin::authority;
-use crate::platform::Platform;
 use crate::redact::PlainUrl;
 pub use crate::resolve::Error;
 use crate::resolve::{Documents, Resolved, Shelf};

@@ -4,13 +4,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use skimmer_cache::source::{Blame, Class, Origin};
-use skimmer_proto::{Digest, Reference};
+use skimmer_proto::{Digest, Platform, Reference};
 
 use crate::hosts;
 use crate::http::{self, Ask, Http};
 use crate::manifest::{self, Manifest};
 use crate::media::MANIFEST_ACCEPT;
-use crate::platform::Platform;
 use crate::tries::Tries;
 
 pub use crate::manifest::Descriptor;

@@ -3,19 +3,21 @@
 //! Owns: the clients, their connection pools and the system's root certificates. HTTP/1.1 only: the
 //! ranges of a blob are to travel over several connections, and HTTP/2 would put them on one.
 
+mod verify;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Client, Url};
-use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::{ResolvesClientCert, VerifierBuilderError};
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use self::verify::{Named, Unverified};
 use crate::origin::is_local;
 
 const CLIENTS: usize = 64;
@@ -47,6 +49,8 @@ pub enum Error {
     ClientCertificate(#[source] Option<rustls::Error>),
     #[error("set up TLS")]
     Setup(#[source] rustls::Error),
+    #[error("set up the verification of certificates")]
+    Verifier(#[source] VerifierBuilderError),
     #[error("set up an HTTP client")]
     Client(#[source] reqwest::Error),
 }
@@ -111,7 +115,8 @@ impl Clients {
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(Unverified(Arc::clone(&provider))))
         } else {
-            builder.with_root_certificates(self.roots(material)?)
+            let named = Named::new(&self.system(), authorities(material)?, &provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(named))
         };
         let mut config = if material.clients.is_empty() {
             builder.with_no_client_auth()
@@ -122,8 +127,7 @@ impl Clients {
         Ok(config)
     }
 
-    fn roots(&self, material: &Material) -> Result<RootCertStore, Error> {
-        let mut roots = RootCertStore::empty();
+    fn system(&self) -> Vec<CertificateDer<'static>> {
         let system = self.system.get_or_init(|| {
             let loaded = rustls_native_certs::load_native_certs();
             if loaded.certs.is_empty() {
@@ -134,20 +138,22 @@ impl Clients {
             }
             loaded.certs
         });
-        roots.add_parsable_certificates(system.iter().cloned());
-        for pem in &material.authorities {
-            let mut found = 0;
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|_| Error::Authority(None))?;
-                roots.add(certificate).map_err(|e| Error::Authority(Some(e)))?;
-                found += 1;
-            }
-            if found == 0 {
-                return Err(Error::Authority(None));
-            }
-        }
-        Ok(roots)
+        system.clone()
     }
+}
+
+fn authorities(material: &Material) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let mut all = Vec::new();
+    for pem in &material.authorities {
+        let before = all.len();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            all.push(certificate.map_err(|_| Error::Authority(None))?);
+        }
+        if all.len() == before {
+            return Err(Error::Authority(None));
+        }
+    }
+    Ok(all)
 }
 
 /// The client certificates of an endpoint; the first that the server can check is presented.
@@ -182,54 +188,5 @@ impl ResolvesClientCert for Identities {
 
     fn has_certs(&self) -> bool {
         !self.0.is_empty()
-    }
-}
-
-/// `skip_verify = true`: any certificate will do. What is fetched is checked by its digest.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

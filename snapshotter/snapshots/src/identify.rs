@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use skimmer_proto::Digest;
 
 pub use containerd::Containerd;
-pub(crate) use finder::{Finder, MAX_DOCUMENT_BYTES, bind};
-pub use finder::{Found, find_origins};
+pub(crate) use finder::{Finder, bind};
+pub use finder::{Found, MAX_DOCUMENT_BYTES, find_origins};
 pub use image::{Image, Layer, Link, is_distributable, links};
 pub use request::Request;
 

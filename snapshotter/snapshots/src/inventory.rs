@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use skimmer_cache::{BlobKind, BlobRef};
-use skimmer_proto::{Digest, Reference};
+use skimmer_proto::{Digest, Platform, Reference};
 use tracing::debug;
 
 use crate::Binding;
@@ -36,6 +36,7 @@ struct IndexText {
 #[derive(Deserialize)]
 struct EntryText {
     digest: String,
+    platform: Option<Platform>,
 }
 
 /// The images of `namespace`, or of every namespace if it is empty. An image whose manifest isn't
@@ -51,16 +52,35 @@ pub async fn images(
     let mut found = Vec::new();
     for namespace in namespaces {
         for (name, target) in containerd.images(&namespace).await? {
-            match installed(containerd, &namespace, &name, &target).await {
-                Ok(image) => found.extend(image),
-                Err(error) => {
-                    let reason = &error as &dyn std::error::Error;
-                    debug!(namespace, image = name, reason, "image left out");
-                }
-            }
+            found.extend(readable(containerd, &namespace, &name, &target).await);
         }
     }
     Ok(found)
+}
+
+/// The image of this name, unless its manifest isn't there or can't be read.
+pub async fn image(
+    containerd: &Containerd,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Installed>, ContentError> {
+    match containerd.image(namespace, name).await? {
+        Some(target) => Ok(readable(containerd, namespace, name, &target).await),
+        None => Ok(None),
+    }
+}
+
+async fn readable(
+    containerd: &Containerd,
+    namespace: &str,
+    name: &str,
+    target: &Digest,
+) -> Option<Installed> {
+    installed(containerd, namespace, name, target).await.unwrap_or_else(|error| {
+        let reason = &error as &dyn std::error::Error;
+        debug!(namespace, image = name, reason, "image left out");
+        None
+    })
 }
 
 async fn installed(
@@ -77,8 +97,8 @@ async fn installed(
     let mut manifests = vec![*target];
     let mut manifest = containerd.manifest(namespace, target).await.unwrap_or_default();
     if manifest.is_none() {
-        // An index: of its manifests, containerd has the one for this platform.
-        for child in children(&document) {
+        // An index. containerd before 2.1 has the manifest for one platform only, later ones may have them all.
+        for child in children(&document, &Platform::host()) {
             manifest = containerd.manifest(namespace, &child).await.unwrap_or_default();
             if manifest.is_some() {
                 document = read(&child).await?;
@@ -111,11 +131,14 @@ async fn installed(
     }))
 }
 
-/// The digests in an image index; none in anything else.
-fn children(document: &[u8]) -> Vec<Digest> {
+/// The digests in an image index, what runs best on `wanted` first; none in anything else.
+fn children(document: &[u8], wanted: &Platform) -> Vec<Digest> {
     let index: IndexText =
         serde_json::from_slice(document).unwrap_or(IndexText { manifests: Vec::new() });
-    index.manifests.iter().filter_map(|entry| entry.digest.parse().ok()).collect()
+    let rank = |entry: &EntryText| entry.platform.as_ref().and_then(|p| wanted.rank(p));
+    let mut entries = index.manifests;
+    entries.sort_by_key(|entry| rank(entry).unwrap_or(u32::MAX));
+    entries.iter().filter_map(|entry| entry.digest.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -126,8 +149,25 @@ mod tests {
     fn finds_children_of_an_index_only() {
         let digest = Digest::of(b"manifest");
         let index = format!(r#"{{"manifests":[{{"digest":"{digest}"}},{{"digest":"md5:1"}}]}}"#);
-        assert_eq!(children(index.as_bytes()), [digest]);
-        assert!(children(br#"{"layers":[]}"#).is_empty());
-        assert!(children(b"not json").is_empty());
+        let host = Platform::host();
+        assert_eq!(children(index.as_bytes(), &host), [digest]);
+        assert!(children(br#"{"layers":[]}"#, &host).is_empty());
+        assert!(children(b"not json", &host).is_empty());
+    }
+
+    #[test]
+    fn prefers_the_platform_of_the_host() {
+        let digests = ["none", "s390x", "arm64", "amd64"].map(|name| Digest::of(name.as_bytes()));
+        let entry =
+            |at: usize, platform: &str| format!(r#"{{"digest":"{}"{platform}}}"#, digests[at]);
+        let of = |at: usize, architecture: &str| {
+            entry(at, &format!(r#","platform":{{"os":"linux","architecture":"{architecture}"}}"#))
+        };
+        let entries = [entry(0, ""), of(1, "s390x"), of(2, "arm64"), of(3, "amd64")].join(",");
+        let index = format!(r#"{{"manifests":[{entries}]}}"#);
+        for (wanted, best) in [("linux/arm64", 2), ("linux/amd64", 3), ("linux/riscv64", 0)] {
+            let found = children(index.as_bytes(), &wanted.parse().unwrap());
+            assert_eq!((found.len(), found[0]), (4, digests[best]), "{wanted}");
+        }
     }
 }

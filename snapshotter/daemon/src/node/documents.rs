@@ -4,8 +4,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Deserialize;
 use skimmer_cache::{BlobKind, BlobRef, Cache, Origin};
-use skimmer_proto::{Digest, Reference};
-use skimmer_registry::{Document, Error, Platform, Registry, Resolved, Shelf};
+use skimmer_proto::{Digest, Platform, Reference};
+use skimmer_registry::{Document, Error, Registry, Resolved, Shelf};
+use skimmer_snapshots::identify::{Containerd, Content as _, ContentError, MAX_DOCUMENT_BYTES};
+use skimmer_snapshots::inventory::Installed;
 use skimmer_swarm::Swarm;
 use tokio::task::spawn_blocking;
 
@@ -32,7 +34,7 @@ impl Documents {
             swarm.note_manifest(&resolved.origin, resolved.manifest.descriptor.digest);
         }
         let (documents, kept) = (self.clone(), resolved.clone());
-        tokio::spawn(async move { documents.keep(kept).await });
+        tokio::spawn(async move { documents.keep_resolved(kept).await });
         Ok(resolved)
     }
 
@@ -60,7 +62,7 @@ impl Documents {
         found
     }
 
-    async fn keep(&self, resolved: Resolved) {
+    async fn keep_resolved(&self, resolved: Resolved) {
         let Resolved { top, between, manifest, config, origin, .. } = resolved;
         let sample = BlobRef {
             digest: config.descriptor.digest,
@@ -70,11 +72,35 @@ impl Documents {
         };
         let documents = [top, manifest, config].into_iter().chain(between);
         let documents = documents.map(|document| (document.descriptor.digest, document.bytes));
+        self.keep(&sample, documents.collect()).await;
+    }
+
+    /// Keeps the documents of an image that containerd has pulled. Fails when they can't be read.
+    pub async fn keep_installed(
+        &self,
+        containerd: &Containerd,
+        image: &Installed,
+    ) -> Result<(), ContentError> {
+        let Some(sample) = image.blobs.first() else { return Ok(()) };
+        if let (Some(swarm), Some(origin)) = (&self.swarm, sample.origins.first()) {
+            swarm.note_manifest(origin, image.manifest);
+        }
+        let mut documents = Vec::new();
+        for digest in image.manifests.iter().chain([&image.config]) {
+            let bytes = containerd.read(&image.namespace, digest, MAX_DOCUMENT_BYTES).await?;
+            documents.push((*digest, bytes.into()));
+        }
+        self.keep(sample, documents).await;
+        Ok(())
+    }
+
+    /// `sample`: a blob of the same repository.
+    async fn keep(&self, sample: &BlobRef, documents: Vec<(Digest, Bytes)>) {
         if let Some(swarm) = &self.swarm {
-            swarm.keep_documents(&sample, documents.collect()).await;
+            swarm.keep_documents(sample, documents).await;
             return;
         }
-        let (cache, documents) = (self.cache.clone(), documents.collect::<Vec<_>>());
+        let cache = self.cache.clone();
         let put = move || {
             documents.iter().try_for_each(|(digest, bytes)| {
                 cache.documents().put(*digest, bytes, None).map(|_| ())

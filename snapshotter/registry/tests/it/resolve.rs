@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use serde_json::{Value, json};
 use skimmer_cache::source::{BlobKind, BlobRef, Class, Origin, Source};
-use skimmer_proto::{Digest, Reference};
+use skimmer_proto::{Digest, Platform, Reference};
 use skimmer_registry::resolve::Error;
-use skimmer_registry::{LayerKind, Platform, Registry, Resolved, Shelf};
+use skimmer_registry::{LayerKind, Registry, Resolved, Shelf};
 
 use crate::blobs::config;
 use crate::server::{Answer, Server};

@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
-    Image, Info, InfoRequest, ListContentRequest, ListImagesRequest, ListNamespacesRequest, Plugin,
-    PluginsRequest, ReadContentRequest,
+    GetImageRequest, Image, Info, InfoRequest, ListContentRequest, ListImagesRequest,
+    ListNamespacesRequest, Plugin, PluginsRequest, ReadContentRequest, SubscribeRequest,
 };
+use containerd_client::types::Envelope;
+use futures::{Stream, TryFutureExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use skimmer_proto::Digest;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -26,6 +30,9 @@ const CONTENT_STORES: &str = "io.containerd.content.v1";
 const REMAP_IDS: &str = "remap-ids";
 const CONFIG_LABEL: &str = "containerd.io/gc.ref.content.config";
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
+/// Topics of containerd's events.
+const CREATED: &str = "/images/create";
+const UPDATED: &str = "/images/update";
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Names of images that are looked at for hosts.
@@ -81,6 +88,30 @@ impl Containerd {
         let images = client.list(request).await.map_err(|error| self.failed(error))?;
         let record = |image: Image| Some((image.name, image.target?.digest.parse().ok()?));
         Ok(images.into_inner().images.into_iter().filter_map(record).collect())
+    }
+
+    /// The image record `name`: the digest of what it points at. `None` if there is none.
+    pub async fn image(&self, namespace: &str, name: &str) -> Result<Option<Digest>, ContentError> {
+        let request = request(namespace, GetImageRequest { name: name.to_owned() })?;
+        match ImagesClient::new(self.channel.clone()).get(request).await {
+            Ok(reply) => {
+                let target = reply.into_inner().image.and_then(|image| image.target);
+                Ok(target.and_then(|target| target.digest.parse().ok()))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.failed(status)),
+        }
+    }
+
+    /// What image records are written from now on: namespaces and names. containerd answers with the first of them, so
+    /// that there is nothing else to wait for.
+    pub fn recorded_images(&self) -> impl Stream<Item = Result<(String, String), ContentError>> {
+        let (this, mut events) = (self.clone(), EventsClient::new(self.channel.clone()));
+        let filters = [CREATED, UPDATED].map(|topic| format!("topic=={topic:?}")).to_vec();
+        let subscribed = async move { events.subscribe(SubscribeRequest { filters }).await };
+        let events = subscribed.map_ok(tonic::Response::into_inner).try_flatten_stream();
+        let recorded = events.try_filter_map(async |event| Ok(recorded(event)));
+        recorded.map_err(move |error| this.failed(error))
     }
 
     /// The folder in which containerd keeps content, if it says so.
@@ -191,6 +222,19 @@ fn request<T>(namespace: &str, message: T) -> Result<tonic::Request<T>, ContentE
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert(NAMESPACE_HEADER, value);
     Ok(request)
+}
+
+/// The namespace and the name of the image that an event is about.
+fn recorded(event: Envelope) -> Option<(String, String)> {
+    let ImageEvent { name } = ImageEvent::decode(event.event?.value.as_slice()).ok()?;
+    Some((event.namespace, name))
+}
+
+/// What `ImageCreate` and `ImageUpdate` of containerd's `api/events/image.proto` have in common.
+#[derive(prost::Message)]
+struct ImageEvent {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 /// The content as a manifest, if its labels make it one.

@@ -13,7 +13,7 @@ use super::{Content, ContentError, Error, Image, Layer, Manifest, Request};
 use crate::Binding;
 
 /// containerd's own bound on manifests; configs are held to it as well.
-pub(crate) const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+pub const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 /// Configs whose chains are remembered; all are forgotten when there are more.
 const MAX_CHAINS: usize = 1024;
 /// Images that are tried for one request.
