@@ -234,10 +234,15 @@ impl Skimmerd {
         Ok(())
     }
 
+    /// The file of its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
     /// The program with its configuration; a task may follow.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
+        command.args(&self.program[1..]).arg("--config").arg(self.config());
         command
     }
 

@@ -118,11 +118,7 @@ impl Mounts {
         };
         let kernel = Kernel::new(mode != MountMode::Fuse);
         let lazily = lazy::may(mode, &kernel, keeper.as_ref().map(|keeper| keeper.lasts()), &root);
-        if mode == MountMode::Kernel {
-            if let Err(source) = lazily {
-                return Err(Error::NotLazy { source });
-            }
-        }
+        let lazily = lazy::insist(mode, lazily)?;
         let mut mounts = Self {
             root,
             next: AtomicU64::new(1),
@@ -134,6 +130,7 @@ impl Mounts {
             prefill: None,
         };
         mounts.look_back(kept)?;
+        mounts.lazily = lazy::insist(mode, mounts.lazily)?;
         remove_points(&mounts.root)?;
         Ok(mounts)
     }

@@ -56,6 +56,12 @@ impl Layer {
         core.mount.as_ref().or(core.former.last()).map(mounted)
     }
 
+    /// Whether the kernel serves those who mount the layer now; `None`: it isn't mounted.
+    pub(crate) fn is_in_kernel(&self) -> Option<bool> {
+        let core = self.core();
+        core.mount.as_ref().or(core.former.last()).map(|mount| !mount.is_fuse())
+    }
+
     /// Has the kernel read on at full length once nothing that it reads has to be fetched.
     pub(super) fn read_far_ahead(&self) {
         let core = self.core();

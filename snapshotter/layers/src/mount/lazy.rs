@@ -14,8 +14,8 @@ use skimmer_proto::Digest;
 
 use super::kernel::Kernel;
 use super::left::{self, DataName};
-use super::prefill::{self, FileId, Filler, LeftEvents, LeftPrefill, Prefill};
 use super::mounted::{Mount, Server};
+use super::prefill::{self, FileId, Filler, LeftEvents, LeftPrefill, Prefill};
 use super::{Error, Mounts, Subject};
 use crate::config::MountMode;
 
@@ -96,6 +96,14 @@ pub fn may(
         return Err(Reason::Kernel);
     }
     Prefill::probe(root).map_err(|source| Reason::Events { source })
+}
+
+/// With the kernel's mode, what can't be done is an error.
+pub fn insist(mode: MountMode, lazily: Result<(), Reason>) -> Result<Result<(), Reason>, Error> {
+    match lazily {
+        Err(source) if mode == MountMode::Kernel => Err(Error::NotLazy { source }),
+        lazily => Ok(lazily),
+    }
 }
 
 impl Mounts {
@@ -199,13 +207,22 @@ impl Mounts {
         &mut self,
         left: LeftPrefill,
     ) -> Result<Option<LeftEvents>, prefill::Error> {
-        if self.lazily.is_err() && left.group.is_none() && !self.has_records() {
+        let needed = left.group.is_some() || self.has_records();
+        if !needed && self.lazily.is_err() {
             return Ok(None);
         }
         let [group, journal] = self.prefill_names();
-        let (prefill, events) = Prefill::open(left, self.keeper.clone(), [&group, &journal])?;
-        self.prefill = Some(Arc::new(prefill));
-        Ok(Some(events))
+        match Prefill::open(left, self.keeper.clone(), [&group, &journal]) {
+            Ok((prefill, events)) => {
+                self.prefill = Some(Arc::new(prefill));
+                Ok(Some(events))
+            }
+            Err(source) if !needed => {
+                self.lazily = Err(Reason::Events { source });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn prefill_names(&self) -> [String; 2] {

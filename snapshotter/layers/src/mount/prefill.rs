@@ -284,11 +284,8 @@ impl Inner {
     fn run(self: &Arc<Self>) {
         while !self.is_stopped() {
             let hungry = self.ambiguous.load(Ordering::Acquire) == 0 && !self.is_starved();
-            let idle = if self.has_unmounted() {
-                PollTimeout::from(LOOK_MS)
-            } else {
-                PollTimeout::NONE
-            };
+            let idle =
+                if self.has_unmounted() { PollTimeout::from(LOOK_MS) } else { PollTimeout::NONE };
             let mut polled = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
             if hungry {
                 polled.push(PollFd::new(self.group.as_fd(), PollFlags::POLLIN));
@@ -355,7 +352,8 @@ impl Inner {
         for LeftEvent { slot, event, file } in left {
             let number = Number::reserve(event.number, self.wake.as_fd());
             self.ambiguous.fetch_add(usize::from(number.is_ambiguous()), Ordering::AcqRel);
-            let expected = || self.files().iter().filter(|(_, e)| e.mounts > 0).map(|(id, _)| *id).collect();
+            let expected =
+                || self.files().iter().filter(|(_, e)| e.mounts > 0).map(|(id, _)| *id).collect();
             let files: Vec<FileId> = file.map_or_else(expected, |file| vec![file]);
             let ticket = Ticket::new(self, slot, number, files.len().max(1));
             tracing::info!(range = ?event.range, files = files.len(), "a reader waits for what an earlier process began");
@@ -384,7 +382,11 @@ impl Inner {
         let Some(keeper) = &self.keeper else { return };
         for name in &entry.kept {
             if let Err(error) = keeper.release(name) {
-                tracing::warn!(name, error = error_chain(&error), "the descriptor of a data file stays kept");
+                tracing::warn!(
+                    name,
+                    error = error_chain(&error),
+                    "the descriptor of a data file stays kept"
+                );
             }
         }
     }

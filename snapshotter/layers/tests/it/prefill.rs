@@ -23,9 +23,7 @@ fn kernel_asks() -> bool {
 }
 
 /// A source with a layer of `files`, and its index.
-async fn indexed(
-    files: &[(&str, Vec<u8>)],
-) -> (Arc<Memory>, LayerSpec, Vec<u8>) {
+async fn indexed(files: &[(&str, Vec<u8>)]) -> (Arc<Memory>, LayerSpec, Vec<u8>) {
     let first = Node::new();
     let spec = first.layer(&tar(files));
     first.layers.begin(spec.clone()).ready().await.unwrap();
@@ -71,7 +69,9 @@ async fn bytes_come_when_the_kernel_is_about_to_read_them() {
     let odd = tokio::task::spawn_blocking(move || {
         let mut state = 1u64;
         for _ in 0..200 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let at = usize::try_from(state >> 33).unwrap() % (expected.len() - 5000);
             let mut bytes = vec![0; 1 + at % 4999];
             file.read_exact_at(&mut bytes, at as u64).unwrap();

@@ -82,7 +82,8 @@ impl Journal {
         // The kernel fails an event that it can't write: the pages have to stay.
         map.lock()?;
         let descriptors = nix::unistd::sysconf(nix::unistd::SysconfVar::OPEN_MAX)?;
-        let bound = descriptors.map_or(SLOTS, |n| usize::try_from(n / DESCRIPTORS_SHARE).unwrap_or(1));
+        let bound =
+            descriptors.map_or(SLOTS, |n| usize::try_from(n / DESCRIPTORS_SHARE).unwrap_or(1));
         let journal = Self { file, map, free: Mutex::default() };
         let mut left = Vec::new();
         for slot in (0..SLOTS).rev().map(Slot) {
@@ -108,7 +109,9 @@ impl Journal {
         let read = unsafe { libc::read(group.as_raw_fd(), area.cast(), AREA_BYTES) };
         if read > 0 {
             let event = self.event(slot);
-            return event.map(Some).ok_or_else(|| io::Error::other("an event that nobody understands"));
+            return event
+                .map(Some)
+                .ok_or_else(|| io::Error::other("an event that nobody understands"));
         }
         let error = io::Error::last_os_error();
         self.clear(slot);
