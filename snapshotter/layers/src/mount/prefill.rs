@@ -238,7 +238,7 @@ impl Prefill {
         let mut files = self.inner.files();
         if let Some(entry) = files.get_mut(&id) {
             entry.mounts = entry.mounts.saturating_sub(1);
-            if entry.filler.is_none() {
+            if entry.mounts == 0 {
                 entry.waiting.clear();
             }
         }

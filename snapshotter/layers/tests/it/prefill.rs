@@ -159,6 +159,33 @@ async fn what_is_in_flight_is_answered_by_the_next_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_reads_zeros_if_it_is_not_known_which_file_was_about_to_be_read() {
+    if !kernel_asks() {
+        return;
+    }
+    let (content, other) = (noise(4 * MIB, 60), noise(4 * MIB, 61));
+    let (node, keeper, spec, path) = lazy(&[("file", content.clone())]).await;
+    let second = node.layer(&tar(&[("other", other.clone())]));
+    let first = Node::over(node.source.clone(), tempfile::tempdir().unwrap());
+    first.layers.begin(second.clone()).ready().await.unwrap();
+    let bundle = first.layers.export(second.blob.digest).unwrap();
+    node.layers.import(bundle).await.unwrap();
+    let second_path = node.layers.begin(second.clone()).mount().await.unwrap().path;
+    assert!(is_lazy(&second_path));
+    node.source.down.store(true, Ordering::Relaxed);
+    let readers = [reader(&path.join("file")), reader(&second_path.join("other"))];
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.layers.leave();
+    keeper.forget_files();
+    node.source.down.store(false, Ordering::Relaxed);
+    let node = node.succeed().await;
+    node.layers.resume([spec, second]);
+    let [file, second_file] = readers;
+    assert!(file.await.unwrap().unwrap() == content);
+    assert!(second_file.await.unwrap().unwrap() == other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_what_nobody_wants_any_more_are_told() {
     if !kernel_asks() {
         return;
