@@ -1,11 +1,12 @@
 //! How soon a container says something where the kernel serves layers before they are complete.
 
+use skimmer_integration::node::Node;
 use skimmer_integration::skimmerd::MountMode;
-use skimmer_integration::start::Way;
+use skimmer_integration::start::{self, Way};
 
 use crate::figure::{Bar, Bench, Figure, Outcome};
 use crate::pairs::{Sample, compare};
-use crate::start;
+use crate::start::world;
 
 pub const FIGURE: Figure = Figure {
     name: "kernel-lazy-start",
@@ -18,11 +19,14 @@ pub const FIGURE: Figure = Figure {
 };
 
 fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
-    let (mut world, indexes) = start::world(bench.scenario)?;
+    let (mut world, indexes) = world(bench.scenario)?;
     let ways = [(MountMode::Kernel, "kernel"), (MountMode::Auto, "fuse")];
-    compare(bench, world.settings()?, ways, |mode| {
+    let settings = world.settings()?;
+    compare(bench, settings, ways.map(|(mode, name)| ((mode, name), name)), |(mode, server)| {
         world.mounts = Some(mode);
-        let start = start::cold(&world, Way::Skimmer, &indexes)?;
+        let node = world.cold_node(Some(&indexes))?;
+        let start = start::measure(&world, &node, Way::Skimmer)?;
+        check(&node, &world.reference, server)?;
         Ok(Sample {
             value: start.first_line.as_secs_f64(),
             details: vec![
@@ -31,4 +35,17 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
             ],
         })
     })
+}
+
+/// The image has incomplete layers, and all of them are served by whom it is about.
+fn check(node: &Node, reference: &str, server: &str) -> anyhow::Result<()> {
+    let images = node.skimmerd.ask(&["status", reference])?;
+    let layers = images[0]["layers"].as_array().cloned().unwrap_or_default();
+    let lazy: Vec<_> = layers.iter().filter(|layer| layer["mode"] == "lazy").collect();
+    anyhow::ensure!(!lazy.is_empty(), "no layer is incomplete: {images}");
+    anyhow::ensure!(
+        lazy.iter().all(|layer| layer["server"] == server),
+        "not all incomplete layers are served by {server}: {images}"
+    );
+    Ok(())
 }
