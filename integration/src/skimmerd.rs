@@ -44,8 +44,49 @@ pub struct Setup {
     pub memory: Option<PathBuf>,
     /// Whether a holder keeps the descriptors of its mounts.
     pub holder: bool,
-    /// Whether it serves all mounts itself, complete layers too.
-    pub fuse: bool,
+    /// Who serves its mounts, if that isn't left to the whole run of tests (`SKIMMER_TEST_MOUNT_MODE`).
+    pub mounts: Option<MountMode>,
+}
+
+/// `mount.mode`, as far as it makes a difference here: no systemd keeps descriptors in tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountMode {
+    /// skimmerd serves incomplete layers, the kernel complete ones.
+    Auto,
+    /// skimmerd serves all.
+    Fuse,
+    /// The kernel serves all, incomplete ones too. A holder keeps what it needs.
+    Kernel,
+}
+
+impl MountMode {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fuse => "fuse",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// What the run of tests is about: `SKIMMER_TEST_MOUNT_MODE`, `auto` if it isn't set.
+    pub fn of_this_run() -> Self {
+        match std::env::var("SKIMMER_TEST_MOUNT_MODE").as_deref() {
+            Ok("kernel") => Self::Kernel,
+            Ok("fuse") => Self::Fuse,
+            _ => Self::Auto,
+        }
+    }
+}
+
+impl Setup {
+    fn mount_mode(&self) -> MountMode {
+        self.mounts.unwrap_or_else(MountMode::of_this_run)
+    }
+
+    /// In the kernel's mode nothing starts without.
+    fn has_holder(&self) -> bool {
+        self.holder || self.mount_mode() == MountMode::Kernel
+    }
 }
 
 /// How a node joins a cluster.
@@ -78,7 +119,7 @@ impl Default for Setup {
             capabilities: None,
             memory: None,
             holder: false,
-            fuse: false,
+            mounts: None,
         }
     }
 }
@@ -143,7 +184,7 @@ impl Skimmerd {
             program,
             expected: LogCheck::of(scenario, name),
         };
-        if setup.holder {
+        if setup.has_holder() {
             daemon.hold()?;
         }
         daemon.run()?;
@@ -193,10 +234,15 @@ impl Skimmerd {
         Ok(())
     }
 
+    /// The file of its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
     /// The program with its configuration; a task may follow.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
+        command.args(&self.program[1..]).arg("--config").arg(self.config());
         command
     }
 
@@ -337,8 +383,8 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
          [metrics]\naddress = '{metrics}'\n\
          [log]\nlevel = '{level}'\nformat = 'json'\n",
-        mode = if setup.fuse { "fuse" } else { "auto" },
-        keeper = if setup.holder { "holder" } else { "none" },
+        mode = setup.mount_mode().name(),
+        keeper = if setup.has_holder() { "holder" } else { "none" },
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),
         hosts = hosts.display(),

@@ -13,6 +13,7 @@ use crate::network::Host;
 use crate::node::{Node, Setup};
 use crate::registry::{Auth, Registry};
 use crate::scenario::Scenario;
+use crate::skimmerd::MountMode;
 use crate::{skimmerd, sweep};
 
 /// What nodes reach.
@@ -21,6 +22,8 @@ pub struct World<'a> {
     pub registry: Registry,
     pub image: Image,
     pub reference: String,
+    /// Who serves mounts on its nodes, if that isn't left to the whole run.
+    pub mounts: Option<MountMode>,
     bits_per_second: Option<u64>,
     // After the registry that runs on it.
     _host: Option<Host>,
@@ -41,7 +44,15 @@ impl<'a> World<'a> {
         let host = bits_per_second.map(|rate| Host::new(Some(rate))).transpose()?;
         let registry = Registry::start_with(scenario, "registry", &Auth::Anyone, host.as_ref())?;
         let reference = registry.add(&image)?;
-        Ok(Self { scenario, registry, image, reference, bits_per_second, _host: host })
+        Ok(Self {
+            scenario,
+            registry,
+            image,
+            reference,
+            mounts: None,
+            bits_per_second,
+            _host: host,
+        })
     }
 
     /// A node with skimmerd's default configuration, on which nothing was ever pulled; the page cache is cold, except
@@ -50,7 +61,7 @@ impl<'a> World<'a> {
         for name in ["containerd", "skimmerd"] {
             sweep::remove(&self.scenario.path(name))?;
         }
-        let node = Node::start_with(self.scenario, Version::V2, &setup())?;
+        let node = Node::start_with(self.scenario, Version::V2, &self.setup())?;
         if let Some(folder) = indexes {
             node.skimmerd.import_indexes(folder)?;
         }
@@ -79,9 +90,21 @@ impl<'a> World<'a> {
         self.bits_per_second
     }
 
+    /// skimmerd as it comes.
+    fn setup(&self) -> Setup {
+        let skimmerd = skimmerd::Setup {
+            min_layer_bytes: 1 << 20,
+            background: Some(Duration::from_secs(60)),
+            deadline: Duration::from_secs(300),
+            mounts: self.mounts,
+            ..skimmerd::Setup::default()
+        };
+        Setup { skimmerd, ..Setup::default() }
+    }
+
     /// What is said about the circumstances.
     pub fn settings(&self) -> anyhow::Result<Value> {
-        let daemon = setup().skimmerd;
+        let daemon = self.setup().skimmerd;
         Ok(json!({
             "image": self.image.name, "layers": self.image.layers.len(),
             "compressed_bytes": self.image.compressed_bytes(),
@@ -94,17 +117,6 @@ impl<'a> World<'a> {
             },
         }))
     }
-}
-
-/// skimmerd as it comes.
-fn setup() -> Setup {
-    let skimmerd = skimmerd::Setup {
-        min_layer_bytes: 1 << 20,
-        background: Some(Duration::from_secs(60)),
-        deadline: Duration::from_secs(300),
-        ..skimmerd::Setup::default()
-    };
-    Setup { skimmerd, ..Setup::default() }
 }
 
 /// Makes the kernel forget all file contents, names and inodes that it can read again (proc(5), `drop_caches`).

@@ -14,7 +14,7 @@ use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::skimmerd;
+use skimmer_integration::skimmerd::{self, MountMode};
 
 use crate::fixtures::{blobs, busybox, data, seed};
 use crate::indexes;
@@ -48,6 +48,11 @@ impl World {
         indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
         node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
         node.containerd.start_image(&reference, "skimmer", READER, &["sleep", "100000"])?;
+        let in_kernel = MountMode::of_this_run() == MountMode::Kernel;
+        let expected = if in_kernel { "kernel" } else { "fuse" };
+        let images = node.skimmerd.ask(&["status", &reference])?;
+        let server = &images[0]["layers"][1]["server"];
+        anyhow::ensure!(server == expected, "{server} serves the layer, not {expected}: {images}");
         Ok(Self { registry, node, file: format!("/data/{name}") })
     }
 
@@ -180,6 +185,31 @@ fn drained_mounts_are_gone_and_their_readers_are_told() {
         // The container may have died of what was taken from it.
         let _ = world.node.containerd.remove_container(READER);
         Ok(())
+    });
+}
+
+#[test]
+fn the_kernel_serves_nothing_incomplete_where_nobody_keeps_its_descriptors() {
+    scenario("takeover-nobody", |scenario| {
+        let mut node = Node::start(scenario, Version::V2)?;
+        node.skimmerd.terminate()?;
+        let config = node.skimmerd.config();
+        let text = std::fs::read_to_string(&config)?;
+        let unkept: String = text
+            .lines()
+            .map(|line| match line.split(' ').next() {
+                Some("mode") => "mode = 'kernel'\n".to_owned(),
+                Some("keeper") => "keeper = 'none'\n".to_owned(),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        std::fs::write(&config, unkept)?;
+        let said = command::failure_of(&mut node.skimmerd.command(), PATIENCE)?;
+        for part in ["mount.mode", "nobody keeps the descriptors"] {
+            anyhow::ensure!(said.contains(part), "{said:?} doesn't say {part:?}");
+        }
+        std::fs::write(&config, text)?;
+        node.skimmerd.run()
     });
 }
 

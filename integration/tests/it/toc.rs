@@ -8,9 +8,10 @@ use skimmer_integration::layer::{Format, Layer, noise};
 use skimmer_integration::node::{self, Node};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd::{self, MountMode};
 use skimmer_integration::tar::{Header, Tar};
 use skimmer_integration::tree::{self, Tree};
-use skimmer_integration::{estargz, skimmerd, zstd_chunked};
+use skimmer_integration::{estargz, zstd_chunked};
 use skimmer_proto::Digest;
 
 use crate::fixtures::{blobs, busybox, mount_point};
@@ -111,7 +112,9 @@ fn read_a_little(
     let text = node.containerd.run_image(reference, "skimmer", "short", &["cat", "/data/c"])?;
     anyhow::ensure!(text == "short", "/data/c holds {text:?}");
     let (fetched, size) = (sent(registry, image)? - before, image.layers[1].blob.size);
-    anyhow::ensure!(fetched <= size / 8, "{fetched} of {size} bytes were fetched for 5");
+    // The kernel asks for whole pages: what shares the file's page, the end of a large file, comes along.
+    let bound = if MountMode::of_this_run() == MountMode::Kernel { size / 3 } else { size / 8 };
+    anyhow::ensure!(fetched <= bound, "{fetched} of {size} bytes were fetched for 5");
     Ok(())
 }
 

@@ -42,6 +42,8 @@ pub struct LayerFiles {
     dir: PathBuf,
     space: Arc<Space>,
     data: Mutex<Option<Arc<LayerData>>>,
+    /// By which the data file is to be opened, if it is the same.
+    lent: Mutex<Option<File>>,
 }
 
 /// The two content-addressed objects, as stored.
@@ -86,7 +88,7 @@ impl Error {
 
 impl LayerFiles {
     pub(crate) const fn new(blob: Digest, dir: PathBuf, space: Arc<Space>) -> Self {
-        Self { blob, dir, space, data: Mutex::new(None) }
+        Self { blob, dir, space, data: Mutex::new(None), lent: Mutex::new(None) }
     }
 
     /// The digest of the layer's blob.
@@ -199,6 +201,12 @@ impl LayerFiles {
         self.open_file(&mut open, subject, data_len, chunks)
     }
 
+    /// `file` is open for reading and writing, by an earlier process. If it is the data file, that is opened by it: whoever
+    /// watches the file for others who open it doesn't see us.
+    pub fn lend_data(&self, file: File) {
+        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    }
+
     fn open_file(
         &self,
         open: &mut Option<Arc<LayerData>>,
@@ -206,7 +214,9 @@ impl LayerFiles {
         data_len: u64,
         chunks: usize,
     ) -> Result<Arc<LayerData>, Error> {
-        let data = LayerData::open(self.blob, &self.dir, (data_len, chunks), subject, &self.space)?;
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let shape = (data_len, chunks);
+        let data = LayerData::open(self.blob, &self.dir, lent, shape, subject, &self.space)?;
         Ok(Arc::clone(open.insert(Arc::new(data))))
     }
 

@@ -1,7 +1,7 @@
 //! How answers look: tables for people, JSON for programs.
 
 use serde::Serialize;
-use skimmer_proto::node::{FetchedBytes, Image, Layer, Mode};
+use skimmer_proto::node::{FetchedBytes, Image, Layer, Mode, Server};
 
 /// An image as both forms of output show it.
 #[derive(Serialize)]
@@ -26,6 +26,9 @@ pub struct LayerView {
     pub media_type: String,
     pub size: u64,
     pub mode: &'static str,
+    /// Who serves it, if it is mounted: `fuse` or `kernel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<&'static str>,
     pub data_bytes: u64,
     pub data_bytes_present: u64,
     pub blob_bytes_present: u64,
@@ -71,12 +74,18 @@ impl From<Image> for ImageView {
 impl From<Layer> for LayerView {
     fn from(layer: Layer) -> Self {
         let mode = mode_name(layer.mode());
+        let server = match layer.server() {
+            Server::Unspecified => None,
+            Server::Fuse => Some("fuse"),
+            Server::Kernel => Some("kernel"),
+        };
         Self {
             digest: layer.digest,
             diff_id: layer.diff_id,
             media_type: layer.media_type,
             size: layer.size,
             mode,
+            server,
             data_bytes: layer.data_bytes,
             data_bytes_present: layer.data_bytes_present,
             blob_bytes_present: layer.blob_bytes_present,
@@ -84,6 +93,14 @@ impl From<Layer> for LayerView {
             index_bytes: layer.index_bytes,
             error: layer.error,
         }
+    }
+}
+
+impl LayerView {
+    /// Mode and server, for a table.
+    pub fn standing(&self) -> String {
+        self.server
+            .map_or_else(|| self.mode.to_owned(), |server| format!("{}, {server}", self.mode))
     }
 }
 
@@ -154,6 +171,17 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_says_who_serves_it() {
+        let standing = |mode: Mode, server: Server| {
+            LayerView::from(Layer { mode: mode.into(), server: server.into(), ..Layer::default() })
+                .standing()
+        };
+        assert_eq!(standing(Mode::Lazy, Server::Kernel), "lazy, kernel");
+        assert_eq!(standing(Mode::Lazy, Server::Fuse), "lazy, fuse");
+        assert_eq!(standing(Mode::Local, Server::Unspecified), "local");
+    }
 
     #[test]
     fn an_image_is_as_far_as_its_last_layer() {

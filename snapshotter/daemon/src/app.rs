@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
 use skimmer_index::tar::Limits;
-use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub};
+use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub, error_chain};
 use skimmer_proto::node::node_server::NodeServer;
 use skimmer_registry::{Places, Registry};
 use skimmer_service::health::{self, Health};
@@ -185,10 +185,18 @@ fn layers(
         mode: match config.mount.mode {
             MountMode::Auto => skimmer_layers::MountMode::Auto,
             MountMode::Fuse => skimmer_layers::MountMode::Fuse,
+            MountMode::Kernel => skimmer_layers::MountMode::Kernel,
         },
         ..skimmer_layers::Config::new(keeper::mounts(config))
     };
-    let layers = Layers::open(settings, cache, store, keeping, metrics)?;
+    let layers = Layers::open(settings, cache, store, keeping, metrics)
+        .context("open the directory of mounts")?;
+    match layers.lazily() {
+        Ok(()) => tracing::info!("the kernel serves incomplete layers"),
+        Err(reason) => {
+            tracing::info!(reason = error_chain(reason), "FUSE serves incomplete layers");
+        }
+    }
     if !config.cache.scrub_interval.is_zero() {
         layers.scrub(Scrub {
             interval: config.cache.scrub_interval,

@@ -153,7 +153,7 @@ pub struct Background {
 #[serde(default)]
 pub struct Mount {
     pub mode: MountMode,
-    /// Who keeps the descriptors of FUSE mounts while no daemon runs.
+    /// Who keeps the descriptors of mounts while no daemon runs.
     pub keeper: MountKeeper,
     /// Where `skimmerd hold` listens.
     pub holder_address: PathBuf,
@@ -164,6 +164,7 @@ pub struct Mount {
 pub enum MountMode {
     Auto,
     Fuse,
+    Kernel,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

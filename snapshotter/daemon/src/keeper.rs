@@ -2,6 +2,8 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use skimmer_keeper::Place;
@@ -9,6 +11,9 @@ use skimmer_layers::Keeping;
 use skimmer_layers::mount::Mounts;
 
 use crate::config::{Config, MountKeeper};
+
+/// How long readers of incomplete layers are told, once these are unmounted, that nobody will get them their bytes.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// Where layers are mounted.
 pub fn mounts(config: &Config) -> PathBuf {
@@ -49,5 +54,15 @@ pub fn unmount(config: &Config) -> anyhow::Result<()> {
         }
     }
     println!("unmounted {unmounted} layers");
+    let deadline = Instant::now() + SETTLING;
+    while !mounts.is_settled() {
+        if Instant::now() > deadline {
+            println!(
+                "containers still use layers that are not complete: what they read of these waits until skimmerd runs again"
+            );
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
     Ok(())
 }

@@ -233,7 +233,8 @@ impl node_server::Node for Node {
         request: Request<CheckRequest>,
     ) -> Result<Response<CheckResponse>, Status> {
         let registry = request.into_inner().registry;
-        let mut checks = vec![check::daemon(), check::containerd(&self.containerd).await];
+        let mut checks = vec![check::daemon(), check::lazily(&self.layers)];
+        checks.push(check::containerd(&self.containerd).await);
         if !registry.is_empty() {
             checks.extend(check::registry(&self.registry, &registry).await);
         }

@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, set
 use nix::sys::time::TimeVal;
 
 use crate::wire::{self, Message};
-use crate::{Error, Keeper, Kept, check};
+use crate::{Error, Keeper, Kept, Lasts, check};
 
 /// How long the holder, which does nothing else, may take to answer.
 const PATIENCE: TimeVal = TimeVal::new(5, 0);
@@ -150,6 +150,10 @@ impl Keeper for Holder {
         let mut state = self.state();
         state.kept.remove(name);
         self.ask(&mut state, &Message::Release(name.to_owned()), None).map(drop)
+    }
+
+    fn lasts(&self) -> Lasts {
+        Lasts::Process
     }
 }
 

@@ -23,6 +23,20 @@ pub trait Keeper: Send + Sync + 'static {
 
     /// Closes what is kept under `name`, if anything is.
     fn release(&self, name: &str) -> Result<(), Error>;
+
+    /// How long what is kept is safe.
+    fn lasts(&self) -> Lasts;
+}
+
+/// Until when a [`Keeper`] keeps what it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasts {
+    /// Until the machine is shut down.
+    Machine,
+    /// Until the process that keeps it dies.
+    Process,
+    /// Until this process is stopped on purpose.
+    UntilStop,
 }
 
 /// A descriptor that an earlier process left.
@@ -57,6 +71,8 @@ pub enum Error {
     NoStore,
     #[error("hand a descriptor to systemd")]
     Notify { source: std::io::Error },
+    #[error("systemd keeps no more than {max} descriptors of this unit (FileDescriptorStoreMax=)")]
+    Full { max: usize },
     #[error(
         "the name {name:?} of a descriptor is empty, longer than {MAX_NAME} bytes or not plain ASCII"
     )]

@@ -51,8 +51,11 @@ impl Config {
 /// Who serves layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountMode {
-    /// The kernel those that are complete, if it can; this process all others, through FUSE.
+    /// The kernel those that are complete, if it can, and all others too where nothing but the end of the machine loses
+    /// their descriptors; this process the rest, through FUSE.
     Auto,
+    /// The kernel all of them. It has to be able to, and somebody has to keep their descriptors.
+    Kernel,
     /// This process all of them, through FUSE.
     Fuse,
 }

@@ -13,6 +13,7 @@
 
 mod complete;
 mod error;
+mod filler;
 mod implicit;
 mod mounting;
 mod open;

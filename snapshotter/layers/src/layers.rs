@@ -34,7 +34,7 @@ use crate::fuse::device::bound_idle_memory;
 use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
-use crate::mount::{self, Keeping, Mounts, error_chain};
+use crate::mount::{self, Keeping, Mounts, Reason, error_chain};
 use crate::turns::Places;
 
 /// Layers that are completed in the background at once.
@@ -123,7 +123,15 @@ impl Layers {
             config,
             cache,
         };
+        for left in shared.mounts.take_left_data() {
+            shared.cache.peek_layer(left.blob).lend_data(left.file);
+        }
         Ok(Self { owner: Arc::new(Owner { shared: Arc::new(shared) }) })
+    }
+
+    /// Whether the kernel serves layers that are not complete yet; if not, why.
+    pub fn lazily(&self) -> Result<(), &Reason> {
+        self.shared().mounts.lazily()
     }
 
     /// The layer that `spec` describes, with work on it under way. Calling it again with the same
@@ -184,6 +192,7 @@ impl Layers {
     /// Leaves what is mounted to the next process, as far as it can live until then, and unmounts the rest. Blocks.
     pub fn leave(&self) {
         self.shared().leaving.begin();
+        self.shared().mounts.begin_leaving();
         let all: Vec<_> = self.shared().layers().values().map(Arc::clone).collect();
         for layer in all {
             layer.leave();

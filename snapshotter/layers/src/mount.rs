@@ -9,10 +9,14 @@
 //!   descriptor and flush it to a server that does not answer forks.
 //! - What a dead predecessor left is taken over ([`Left`]) or unmounted before the first new mount.
 //! - A FUSE mount's path is told to nobody before its descriptor is kept, where there is a keeper.
+//! - The kernel serves an incomplete layer only where somebody keeps what its readers wait by (see [`prefill`]).
 
 pub mod info;
 mod kernel;
+mod lazy;
 mod left;
+mod mounted;
+pub mod prefill;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +27,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::InitFlags;
-use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use skimmer_keeper::{Keeper, Kept};
 use skimmer_proto::Digest;
@@ -33,8 +36,13 @@ use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
 use kernel::Kernel;
 pub use kernel::version;
-use left::Name;
+use lazy::LeftData;
+pub use lazy::Reason;
 pub use left::Subject;
+use left::{DataName, Name};
+pub use mounted::Mount;
+use mounted::Server;
+use prefill::{FileId, LeftPrefill, Prefill};
 
 /// A failed operation on the directory of mounts or on one mount.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +61,12 @@ pub enum Error {
     Serve { path: PathBuf, source: device::Error },
     #[error("have the kernel serve a layer")]
     Kernel { source: kernel::Error },
+    #[error("write {}", path.display())]
+    Record { path: PathBuf, source: io::Error },
+    #[error("put bytes where the kernel is about to read")]
+    Prefill { source: prefill::Error },
+    #[error("the kernel can't serve layers before they are complete (mount.mode)")]
+    NotLazy { source: Reason },
 }
 
 /// Somebody who keeps descriptors for a successor, and what a predecessor left there.
@@ -65,6 +79,11 @@ pub struct Mounts {
     kernel: Kernel,
     keeper: Option<Arc<dyn Keeper>>,
     left: Mutex<BTreeMap<Digest, Vec<Left>>>,
+    left_data: Mutex<Vec<LeftData>>,
+    /// Whether incomplete layers may be the kernel's.
+    lazily: Result<(), Reason>,
+    /// There is one if they may, or if an earlier process left some.
+    prefill: Option<Arc<Prefill>>,
 }
 
 /// A mount that an earlier process left, of a layer of a known blob.
@@ -76,8 +95,11 @@ pub struct Left {
 
 #[derive(Debug)]
 pub enum LeftKind {
-    /// The kernel serves it, and always did.
+    /// The kernel serves it by itself.
     Kernel,
+    /// The kernel serves it, and readers of what is missing wait for whoever takes it over. `file`: whose bytes they
+    /// wait for; `None`: nobody kept it.
+    Lazy { subject: Subject, file: Option<FileId> },
     /// Readers wait for whoever [takes it over](Mounts::resume).
     Fuse { subject: Subject, flags: InitFlags, descriptor: OwnedFd },
 }
@@ -94,14 +116,21 @@ impl Mounts {
             Some((keeper, kept)) => (Some(keeper), kept),
             None => (None, Vec::new()),
         };
+        let kernel = Kernel::new(mode != MountMode::Fuse);
+        let lazily = lazy::may(mode, &kernel, keeper.as_ref().map(|keeper| keeper.lasts()), &root);
+        let lazily = lazy::insist(mode, lazily)?;
         let mut mounts = Self {
             root,
             next: AtomicU64::new(1),
-            kernel: Kernel::new(mode == MountMode::Auto),
+            kernel,
             keeper,
             left: Mutex::default(),
+            left_data: Mutex::default(),
+            lazily,
+            prefill: None,
         };
         mounts.look_back(kept)?;
+        mounts.lazily = lazy::insist(mode, mounts.lazily)?;
         remove_points(&mounts.root)?;
         Ok(mounts)
     }
@@ -138,7 +167,7 @@ impl Mounts {
                 let flags = InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
                 let name = self.name(id, flags);
                 self.keep(&name, &device);
-                Ok(self.mount(id, Some(name)))
+                Ok(self.mount(id, self.fuse_server(name)))
             }
             Err(source) => {
                 self.give_up(&path);
@@ -158,7 +187,7 @@ impl Mounts {
             self.give_up(&path);
         }
         match mounted {
-            Ok(done) => Ok(done.then(|| self.mount(id, None))),
+            Ok(done) => Ok(done.then(|| self.mount(id, Server::Kernel))),
             Err(source) => Err(Error::Kernel { source }),
         }
     }
@@ -174,12 +203,12 @@ impl Mounts {
         let device = Device::left(descriptor);
         let served = device.resume(file_system, flags, config);
         let _thread = served.map_err(|source| Error::Serve { path: self.path(id), source })?;
-        Ok(self.mount(id, Some(self.name(id, flags))))
+        Ok(self.mount(id, self.fuse_server(self.name(id, flags))))
     }
 
     /// A mount that an earlier process left and the kernel serves.
     pub fn adopt(&self, id: u64) -> Mount {
-        self.mount(id, None)
+        self.mount(id, Server::Kernel)
     }
 
     /// The blobs of whose layers something was left that nobody has taken yet.
@@ -199,21 +228,26 @@ impl Mounts {
     /// Whether the kernel serves a layer of `blob` on an earlier process's behalf.
     pub fn kernel_left(&self, blob: Digest) -> bool {
         let left = self.left_ones();
-        left.get(&blob).is_some_and(|all| all.iter().any(|l| matches!(l.kind, LeftKind::Kernel)))
+        let is_kernel = |left: &Left| !matches!(left.kind, LeftKind::Fuse { .. });
+        left.get(&blob).is_some_and(|all| all.iter().any(is_kernel))
     }
 
     /// Unmounts what was left and isn't wanted; readers that still wait are told.
     pub fn discard(&self, left: Left) {
-        let name = match &left.kind {
-            LeftKind::Kernel => None,
-            LeftKind::Fuse { flags, .. } => Some(self.name(left.id, *flags)),
+        let server = match &left.kind {
+            LeftKind::Kernel => Server::Kernel,
+            LeftKind::Fuse { flags, .. } => self.fuse_server(self.name(left.id, *flags)),
+            LeftKind::Lazy { file, .. } => self.lazy_server(left.id, *file),
         };
-        drop(self.mount(left.id, name));
+        drop(self.mount(left.id, server));
     }
 
-    fn mount(&self, id: u64, name: Option<Name>) -> Mount {
-        let release = name.and_then(|name| Some((name, Arc::clone(self.keeper.as_ref()?))));
-        Mount { id, path: self.path(id), fuse: name.is_some(), release, mounted: true }
+    fn mount(&self, id: u64, server: Server) -> Mount {
+        Mount::new(id, self.path(id), server)
+    }
+
+    fn fuse_server(&self, name: Name) -> Server {
+        Server::Fuse(self.keeper.as_ref().map(|keeper| (name, Arc::clone(keeper))))
     }
 
     fn point(&self, id: u64) -> Result<PathBuf, Error> {
@@ -247,13 +281,9 @@ impl Mounts {
 
     /// Sorts out what is mounted in the directory and whose descriptors were kept.
     fn look_back(&mut self, kept: Vec<Kept>) -> Result<(), Error> {
-        let place = Name::place_of(&self.root);
-        let mut descriptors = BTreeMap::new();
-        for Kept { name, fd } in kept {
-            if let Some(name) = Name::parse(&name).filter(|name| name.place == place) {
-                descriptors.insert(name.id, (name, fd));
-            }
-        }
+        let mut kept = self.sort(kept);
+        let prefill = self.open_prefill(std::mem::take(&mut kept.prefill));
+        let events = prefill.map_err(|source| Error::Prefill { source })?;
         let mut last = 0;
         // The newest first.
         for line in mount_info()?.into_iter().rev() {
@@ -261,13 +291,11 @@ impl Mounts {
             last = last.max(id);
             let found = match line.file_system.as_str() {
                 FILE_SYSTEM => Subject::parse(&line.source).and_then(|subject| {
-                    let (name, descriptor) = descriptors.remove(&id)?;
+                    let (name, descriptor) = kept.fuse.remove(&id)?;
                     let kind = LeftKind::Fuse { subject, flags: name.flags, descriptor };
                     Some((subject.blob, kind))
                 }),
-                kernel::FILE_SYSTEM => kernel::inodes_of(&line.source)
-                    .and_then(|inodes| left::blob_of(&inodes))
-                    .map(|blob| (blob, LeftKind::Kernel)),
+                kernel::FILE_SYSTEM => self.left_by_kernel(id, &line, &mut kept),
                 _ => continue,
             };
             match found {
@@ -277,12 +305,53 @@ impl Mounts {
                 None => unmount_dead(&line.mount_point)?,
             }
         }
-        for (name, _fd) in descriptors.into_values() {
+        for (name, _fd) in kept.fuse.into_values() {
             last = last.max(name.id);
             self.release(&name);
         }
+        for (name, fd) in kept.data.into_values() {
+            last = last.max(name.id);
+            self.expect(name, fd.into(), false);
+        }
         self.next = AtomicU64::new(last + 1);
+        if let (Some(prefill), Some(events)) = (&self.prefill, events) {
+            prefill.start(events).map_err(|source| Error::Prefill { source })?;
+        }
         Ok(())
+    }
+
+    fn left_by_kernel(
+        &self,
+        id: u64,
+        line: &info::Line,
+        kept: &mut KeptHere,
+    ) -> Option<(Digest, LeftKind)> {
+        let Some(subject) = lazy::recorded(&line.mount_point) else {
+            let blob = kernel::inodes_of(&line.source).and_then(|inodes| left::blob_of(&inodes))?;
+            return Some((blob, LeftKind::Kernel));
+        };
+        let data = kept.data.remove(&id);
+        let file = data.and_then(|(name, fd)| self.expect(name, fd.into(), true));
+        Some((subject.blob, LeftKind::Lazy { subject, file }))
+    }
+
+    /// What of the kept descriptors belongs to this directory.
+    fn sort(&self, kept: Vec<Kept>) -> KeptHere {
+        let place = Name::place_of(&self.root);
+        let [group, journal] = self.prefill_names();
+        let mut sorted = KeptHere::default();
+        for Kept { name, fd } in kept {
+            if name == group {
+                sorted.prefill.group = Some(fd);
+            } else if name == journal {
+                sorted.prefill.journal = Some(fd);
+            } else if let Some(name) = DataName::parse(&name).filter(|name| name.place == place) {
+                sorted.data.insert(name.id, (name, fd));
+            } else if let Some(name) = Name::parse(&name).filter(|name| name.place == place) {
+                sorted.fuse.insert(name.id, (name, fd));
+            }
+        }
+        sorted
     }
 
     fn release(&self, name: &Name) {
@@ -291,79 +360,21 @@ impl Mounts {
         }
     }
 
+    fn left_data(&self) -> MutexGuard<'_, Vec<LeftData>> {
+        self.left_data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn left_ones(&self) -> MutexGuard<'_, BTreeMap<Digest, Vec<Left>>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A mounted layer. Dropping it unmounts lazily: what is open stays served until it is closed.
-pub struct Mount {
-    id: u64,
-    path: PathBuf,
-    /// Whether this process serves it.
-    fuse: bool,
-    /// Who is to forget its descriptor when it goes.
-    release: Option<(Name, Arc<dyn Keeper>)>,
-    mounted: bool,
-}
-
-impl Mount {
-    pub const fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether this process serves it, and not the kernel by itself.
-    pub const fn is_fuse(&self) -> bool {
-        self.fuse
-    }
-
-    /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
-    pub fn set_read_ahead(&self, kib: u32) {
-        set_read_ahead(&self.path, kib);
-    }
-
-    /// Takes the mount out of the file tree. Its server ends when the last user is gone.
-    pub fn unmount(mut self) -> Result<(), Error> {
-        self.detach()
-    }
-
-    /// Leaves the mount to whoever comes after this process, if it can live until then.
-    pub fn leave(mut self) {
-        if !self.fuse || self.release.is_some() {
-            self.mounted = false;
-        }
-    }
-
-    fn detach(&mut self) -> Result<(), Error> {
-        if !std::mem::take(&mut self.mounted) {
-            return Ok(());
-        }
-        if let Some((name, keeper)) = self.release.take() {
-            release(keeper.as_ref(), &name);
-        }
-        let failed = |source| Error::Unmount { path: self.path.clone(), source };
-        match umount2(&self.path, MntFlags::MNT_DETACH) {
-            // Somebody else unmounted it, or removed the mount point too.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(errno) => return Err(failed(errno.into())),
-        }
-        match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if let Err(error) = self.detach() {
-            tracing::warn!(path = %self.path.display(), error = error_chain(&error), "mount left behind");
-        }
-    }
+/// Descriptors that were kept for mounts of this directory, by id.
+#[derive(Default)]
+struct KeptHere {
+    fuse: BTreeMap<u64, (Name, OwnedFd)>,
+    data: BTreeMap<u64, (DataName, OwnedFd)>,
+    prefill: LeftPrefill,
 }
 
 fn release(keeper: &dyn Keeper, name: &Name) {
@@ -399,11 +410,15 @@ fn unmount_dead(path: &Path) -> Result<(), Error> {
         .map_err(|errno| Error::Stale { path: path.to_owned(), source: errno.into() })
 }
 
-/// Removes empty directories with decimal names on which nothing is mounted; anything else was not made here.
+/// Removes empty directories with decimal names on which nothing is mounted, and records of mounts that are gone;
+/// anything else was not made here.
 fn remove_points(root: &Path) -> Result<(), Error> {
     let failed = |source| Error::Root { path: root.to_owned(), source };
     for entry in fs::read_dir(root).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
+        if left::recorded_id(root, &path).is_some() && !path.with_extension("").exists() {
+            lazy::remove_record(&path);
+        }
         if left::id_of(root, &path).is_none() {
             continue;
         }

@@ -10,6 +10,7 @@ mod graduated;
 mod idle_memory;
 mod index_build;
 mod index_size;
+mod kernel_lazy;
 mod lazy_bytes;
 mod lazy_start;
 mod pairs;
@@ -31,8 +32,9 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 28] = [
+const FIGURES: [&Figure; 29] = [
     &lazy_start::FIGURE,
+    &kernel_lazy::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
     &read_local::FIGURE,

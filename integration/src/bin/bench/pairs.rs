@@ -1,6 +1,6 @@
 //! Two ways measured side by side.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use skimmer_integration::start::Way;
 
 use crate::figure::{Bench, Outcome, median, rounded};
@@ -27,40 +27,46 @@ impl Sample {
 pub fn alternate(
     bench: &Bench<'_>,
     settings: Value,
-    mut measure: impl FnMut(Way) -> anyhow::Result<Sample>,
+    measure: impl FnMut(Way) -> anyhow::Result<Sample>,
 ) -> anyhow::Result<Outcome> {
-    let (mut ours, mut theirs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+    let ways = [Way::Skimmer, Way::Overlayfs].map(|way| (way, way.snapshotter()));
+    compare(bench, settings, ways, measure)
+}
+
+/// The same of any two ways with names; the value is the first's median over the second's.
+pub fn compare<T: Copy>(
+    bench: &Bench<'_>,
+    mut settings: Value,
+    ways: [(T, &'static str); 2],
+    mut measure: impl FnMut(T) -> anyhow::Result<Sample>,
+) -> anyhow::Result<Outcome> {
+    let (mut values, mut runs) = ([Vec::new(), Vec::new()], Vec::new());
     for run in 0..bench.runs {
-        let mut pair = [Way::Skimmer, Way::Overlayfs];
+        let mut pair = [0, 1];
         // Each goes first as often as the other.
         if run % 2 == 1 {
             pair.reverse();
         }
         let mut report = Map::new();
-        for way in pair {
+        for at in pair {
+            let (way, name) = ways[at];
             let quiet = quiet::wait();
             let sample = measure(way)?;
-            eprintln!(
-                "  run {} of {}: {} {:.3}",
-                run + 1,
-                bench.runs,
-                way.snapshotter(),
-                sample.value
-            );
+            eprintln!("  run {} of {}: {name} {:.3}", run + 1, bench.runs, sample.value);
             let mut json = sample.to_json();
             if !quiet {
                 json["disturbed"] = true.into();
             }
-            report.insert(way.snapshotter().into(), json);
-            match way {
-                Way::Skimmer => ours.push(sample.value),
-                Way::Overlayfs => theirs.push(sample.value),
-            }
+            report.insert(name.into(), json);
+            values[at].push(sample.value);
         }
         runs.push(report.into());
     }
-    let (ours, theirs) = (median(ours), median(theirs));
-    let mut settings = settings;
-    settings["medians"] = json!({ "skimmer": rounded(ours), "overlayfs": rounded(theirs) });
-    Ok(Outcome { value: ours / theirs, runs, settings })
+    let [first, second] = values.map(median);
+    let mut medians = Map::new();
+    for ((_, name), value) in ways.into_iter().zip([first, second]) {
+        medians.insert(name.into(), rounded(value).into());
+    }
+    settings["medians"] = medians.into();
+    Ok(Outcome { value: first / second, runs, settings })
 }

@@ -9,6 +9,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,13 +44,14 @@ impl LayerData {
     pub(super) fn open(
         blob: Digest,
         dir: &Path,
+        lent: Option<File>,
         (len, chunks): (u64, usize),
         subject: [u8; 32],
         space: &Arc<Space>,
     ) -> Result<Self, Error> {
         let failed = |name| move |source| Error::Write { blob, name, source };
         let shape = Shape { data_len: len, bits: chunks, planes: 1 };
-        let (file, present) = match OpenOptions::new().read(true).write(true).open(dir.join(DATA)) {
+        let (file, present) = match existing(&dir.join(DATA), lent) {
             Ok(file) if file.metadata().map_err(failed(DATA))?.len() == len => {
                 (file, recall(blob, dir, shape, subject)?)
             }
@@ -198,6 +200,17 @@ impl LayerData {
     pub(super) fn retire(&self) {
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
+}
+
+/// The file at `path`, by `lent` if that is the same.
+fn existing(path: &Path, lent: Option<File>) -> io::Result<File> {
+    if let Some(lent) = lent {
+        let (known, found) = (lent.metadata()?, fs::metadata(path)?);
+        if (known.dev(), known.ino()) == (found.dev(), found.ino()) {
+            return Ok(lent);
+        }
+    }
+    OpenOptions::new().read(true).write(true).open(path)
 }
 
 /// What the checkpoint says; nothing, if it is of another file or index, or damaged.

@@ -1,7 +1,8 @@
 //! A layer's objects and data file.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use skimmer_cache::{Cache, LayerFiles, layer};
 use skimmer_proto::{Digest, PieceTable};
@@ -84,6 +85,27 @@ async fn chunks_are_remembered_as_far_as_recorded() {
     let data = files.open_data(10 * MIB, 10).unwrap();
     assert!(data.has(3) && !data.has(4) && !data.complete());
     assert!(matches!(files.open_data(10 * MIB, 11), Err(layer::Error::InUse { .. })));
+}
+
+#[tokio::test]
+async fn a_lent_descriptor_is_used_for_the_file_that_it_is_of() {
+    let (dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    stored(&files, b"index");
+    drop(files.open_data(MIB, 1).unwrap());
+    let same = fs::OpenOptions::new().read(true).write(true).open(files.data_path()).unwrap();
+    let other = tempfile::tempfile().unwrap();
+    other.set_len(MIB).unwrap();
+    for (lent, is_used) in [(same, true), (other, false)] {
+        let number = lent.as_raw_fd();
+        let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
+        files.lend_data(lent);
+        let data = files.open_data(MIB, 1).unwrap();
+        assert_eq!(data.file().as_raw_fd() == number, is_used);
+        let (used, stored) =
+            (data.file().metadata().unwrap(), fs::metadata(files.data_path()).unwrap());
+        assert_eq!(used.ino(), stored.ino());
+    }
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ pub fn layers(image: &ImageView) {
         .map(|layer| {
             vec![
                 short(&layer.digest),
-                layer.mode.to_owned(),
+                layer.standing(),
                 bytes(layer.size),
                 percent(layer.data_bytes_present, layer.data_bytes),
                 bytes(layer.fetched.fault),

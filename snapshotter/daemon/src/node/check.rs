@@ -1,5 +1,6 @@
 //! What the daemon sees of its surroundings, for `skimmer doctor`.
 
+use skimmer_layers::Layers;
 use skimmer_proto::node::{Check, Verdict};
 use skimmer_registry::Registry;
 use skimmer_snapshots::identify::Containerd;
@@ -9,6 +10,15 @@ use super::convert::words;
 pub fn daemon() -> Check {
     let detail = concat!("version ", env!("CARGO_PKG_VERSION"));
     verdict("skimmerd", Verdict::Ok, detail.to_owned(), "")
+}
+
+/// Whether layers are mounted by the kernel before they are complete. FUSE does as well.
+pub fn lazily(layers: &Layers) -> Check {
+    let detail = match layers.lazily() {
+        Ok(()) => "the kernel serves them".to_owned(),
+        Err(reason) => format!("FUSE serves them: {}", words(reason)),
+    };
+    verdict("incomplete layers", Verdict::Ok, detail, "")
 }
 
 /// Whether the daemon itself reaches containerd: it needs its content store.

@@ -157,6 +157,11 @@ fn described(status: LayerStatus) -> node::Layer {
         Mode::Local => node::Mode::Local,
         Mode::Failed => node::Mode::Failed,
     };
+    let server = match status.in_kernel {
+        None => node::Server::Unspecified,
+        Some(false) => node::Server::Fuse,
+        Some(true) => node::Server::Kernel,
+    };
     let [origin, swarm] = status.fetched_via;
     let mut fetched = FetchedBytes { origin, swarm, ..FetchedBytes::default() };
     for (class, bytes) in Class::ALL.into_iter().zip(status.fetched) {
@@ -172,6 +177,7 @@ fn described(status: LayerStatus) -> node::Layer {
         media_type: status.media_type,
         size: status.size,
         mode: mode.into(),
+        server: server.into(),
         data_bytes: status.data_bytes,
         data_bytes_present: status.data_bytes_present,
         blob_bytes_present: status.blob_bytes_present,

@@ -46,6 +46,7 @@ impl Layer {
                     self.publish(open.fill.blob().table());
                 }
                 self.apply(Event::Completed, None);
+                self.hand_over();
                 self.read_far_ahead();
                 Ok(())
             }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - One at a time mounts a layer: whoever holds its turn.
-//! - The kernel serves only what is complete and proved; its data file loses nothing as long as that is so.
+//! - The kernel serves by itself only what is complete and proved. What it serves, complete or not, loses nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,6 +56,12 @@ impl Layer {
         core.mount.as_ref().or(core.former.last()).map(mounted)
     }
 
+    /// Whether the kernel serves those who mount the layer now; `None`: it isn't mounted.
+    pub(crate) fn is_in_kernel(&self) -> Option<bool> {
+        let core = self.core();
+        core.mount.as_ref().or(core.former.last()).map(|mount| !mount.is_fuse())
+    }
+
     /// Has the kernel read on at full length once nothing that it reads has to be fetched.
     pub(super) fn read_far_ahead(&self) {
         let core = self.core();
@@ -105,6 +111,9 @@ impl Layer {
         if let Some(mount) = self.core().mount.as_ref().map(mounted) {
             return Ok(mount);
         }
+        if let Some(mount) = self.mount_lazily(open) {
+            return self.enter(mount, open);
+        }
         let config = &self.shared.config.fuse;
         let file_system = LayerFs::new(open.reader(self, &self.shared), config);
         let mount = self.shared.mounts.fuse(self.reserved(), &open.subject, file_system, config);
@@ -127,6 +136,32 @@ impl Layer {
         }
     }
 
+    /// A mount by the kernel, which asks for what is missing; `None` if the layer is better off with FUSE.
+    fn mount_lazily(&self, open: &Open) -> Option<Mount> {
+        let mounts = &self.shared.mounts;
+        if mounts.lazily().is_err() || matches!(self.state(), State::Local) {
+            return None;
+        }
+        open.fill.data().forbid_punching();
+        let filler = open.filler(self, &self.shared);
+        let mounted = mounts.lazy(self.reserved(), &open.subject, &open.paths().0, &filler);
+        mounted
+            .inspect_err(|error| {
+                tracing::warn!(layer = %self.digest(), error = error_chain(error), "the kernel doesn't serve the incomplete layer, FUSE does");
+            })
+            .ok()
+    }
+
+    /// Has the kernel ask no more for what it reads of a layer that is complete and proved, on disk too.
+    pub(super) fn hand_over(&self) {
+        let mut core = self.core();
+        let Core { machine, open: Some(open), mount, former, .. } = &mut *core else { return };
+        if matches!(machine.state(), State::Local) {
+            let data = open.fill.data().file();
+            mount.iter_mut().chain(former).for_each(|mount| mount.complete(data));
+        }
+    }
+
     /// Makes `mount` the layer's, unless the layer was released or opened anew meanwhile.
     fn enter(&self, mount: Mount, open: &Arc<Open>) -> Result<Mounted, Cause> {
         let result = mounted(&mount);
@@ -140,6 +175,7 @@ impl Layer {
         drop(core);
         self.shared.metrics.mounts.inc();
         self.read_far_ahead();
+        self.hand_over();
         Ok(result)
     }
 
@@ -157,7 +193,13 @@ impl Layer {
                 let resumed = mounts.resume(id, (flags, descriptor), file_system, config);
                 resumed.map_err(|source| Cause::Mount { source })?
             }
-            LeftKind::Fuse { .. } => {
+            LeftKind::Lazy { subject, file } if subject == open.subject => {
+                open.fill.data().forbid_punching();
+                let filler = open.filler(self, &self.shared);
+                let resumed = mounts.resume_lazy((id, &subject), file, &filler);
+                resumed.map_err(|source| Cause::Mount { source })?
+            }
+            LeftKind::Fuse { .. } | LeftKind::Lazy { .. } => {
                 tracing::error!(layer = %self.digest(), mount = id,
                     "a mount of an earlier process shows the layer by another index, containers that use it get errors");
                 mounts.discard(left);
@@ -174,7 +216,9 @@ impl Layer {
         } else {
             core.former.push(mount);
         }
+        drop(core);
         self.shared.metrics.mounts.inc();
+        self.hand_over();
         Ok(())
     }
 }

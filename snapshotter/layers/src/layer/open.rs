@@ -181,7 +181,17 @@ impl Open {
 
     /// What answers the reads of `layer`'s mount.
     pub fn reader(&self, layer: &Layer, shared: &Shared) -> Arc<Reader<LayerContent>> {
-        let content = LayerContent {
+        Reader::new(
+            self.content(layer, shared),
+            Arc::clone(&shared.buffers),
+            shared.runtime.clone(),
+            shared.places.share(),
+            shared.leaving.clone(),
+        )
+    }
+
+    pub(super) fn content(&self, layer: &Layer, shared: &Shared) -> LayerContent {
+        LayerContent {
             fill: Arc::clone(&self.fill),
             inodes: Arc::clone(&self.inodes),
             layer: layer.digest(),
@@ -189,14 +199,7 @@ impl Open {
             metrics: Arc::clone(&shared.metrics),
             started: Instant::now(),
             logged_ms: AtomicU64::new(0),
-        };
-        Reader::new(
-            content,
-            Arc::clone(&shared.buffers),
-            shared.runtime.clone(),
-            shared.places.share(),
-            shared.leaving.clone(),
-        )
+        }
     }
 
     /// Records on disk which chunks are there. What isn't recorded is decoded again after a crash.
@@ -309,6 +312,24 @@ pub struct LayerContent {
     logged_ms: AtomicU64,
 }
 
+impl LayerContent {
+    /// A reader of `what` got EIO.
+    pub(super) fn tell(
+        &self,
+        what: std::fmt::Arguments<'_>,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        self.metrics.failed_reads.inc();
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let last = self.logged_ms.load(Ordering::Relaxed);
+        let due = last == 0 || Duration::from_millis(now - last.min(now)) >= LOG_INTERVAL;
+        if due && self.logged_ms.swap(now, Ordering::Relaxed) == last {
+            tracing::error!(layer = %self.layer, image = self.image, %what, error = error_chain(error),
+                "a reader got an I/O error");
+        }
+    }
+}
+
 impl Content for LayerContent {
     type Bytes = Mmap;
     type Error = Arc<fill::Error>;
@@ -342,14 +363,7 @@ impl Content for LayerContent {
     }
 
     fn failed(&self, inode: Nid, error: &(dyn std::error::Error + 'static)) {
-        self.metrics.failed_reads.inc();
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        let last = self.logged_ms.load(Ordering::Relaxed);
-        let due = last == 0 || Duration::from_millis(now - last.min(now)) >= LOG_INTERVAL;
-        if due && self.logged_ms.swap(now, Ordering::Relaxed) == last {
-            tracing::error!(layer = %self.layer, image = self.image, inode = inode.0, error = error_chain(error),
-                "a reader got an I/O error");
-        }
+        self.tell(format_args!("inode {}", inode.0), error);
     }
 
     fn asked(&self) {

@@ -45,6 +45,8 @@ pub struct Status {
     pub index_bytes: u64,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// Whether the kernel serves it, and not this process; `None`: it isn't mounted.
+    pub in_kernel: Option<bool>,
 }
 
 impl Layers {
@@ -93,6 +95,7 @@ impl Status {
             self.data_bytes_present = open.fill.data().present_bytes();
             self.index_bytes = open.index_bytes;
         }
+        self.in_kernel = layer.is_in_kernel();
         self.mode = match layer.state() {
             State::Absent => Mode::Absent,
             State::Opening | State::PullThrough => Mode::PullThrough,
@@ -120,5 +123,6 @@ fn blank(spec: &LayerSpec) -> Status {
         fetched_via: [0; 2],
         index_bytes: 0,
         error: None,
+        in_kernel: None,
     }
 }

@@ -95,6 +95,17 @@ impl Kernel {
         }
     }
 
+    /// Mounts a layer whose data file may have gaps: the kernel has to read it as a file, as only such reads can be
+    /// waited for.
+    pub fn mount_gaps(inodes: &Path, data: &Path, at: &Path) -> Result<(), Error> {
+        erofs(inodes, data, at)
+    }
+
+    /// Whether files can be mounted without a block device.
+    pub fn mounts_files(&self) -> bool {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner).contains(&Way::Files)
+    }
+
     fn best(&self) -> Option<Way> {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
     }

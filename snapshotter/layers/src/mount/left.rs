@@ -69,6 +69,48 @@ impl Name {
     }
 }
 
+/// The name under which the descriptor of a data file is kept that is mounted before it is complete:
+/// `prefill.<place>.<id>.<SHA-256 of the blob in hex>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataName {
+    pub place: u32,
+    pub id: u64,
+    pub blob: Digest,
+}
+
+impl DataName {
+    pub fn text(&self) -> String {
+        format!("prefill.{:08x}.{}.{}", self.place, self.id, self.blob.hex())
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix("prefill.")?.split('.');
+        let place = u32::from_str_radix(parts.next()?, 16).ok()?;
+        let id = parts.next()?.parse().ok()?;
+        let blob = format!("sha256:{}", parts.next()?).parse().ok()?;
+        parts.next().is_none().then_some(Self { place, id, blob })
+    }
+}
+
+/// The names under which the group of events and their journal are kept.
+pub fn prefill_names(place: u32, version: u32) -> [String; 2] {
+    ["group".to_owned(), format!("journal-{version}")]
+        .map(|what| format!("prefill.{place:08x}.{what}"))
+}
+
+/// The file that says what is mounted at `path`, as long as that is incomplete and served by the kernel.
+pub fn record_of(path: &Path) -> PathBuf {
+    path.with_extension(RECORD)
+}
+
+/// The id of a mount whose record is at `path`.
+pub fn recorded_id(root: &Path, path: &Path) -> Option<u64> {
+    let is_record = path.extension().is_some_and(|extension| extension == RECORD);
+    if is_record { id_of(root, &path.with_extension("")) } else { None }
+}
+
+const RECORD: &str = "lazy";
+
 /// The id of a mount at `<root>/<decimal id>`.
 pub fn id_of(root: &Path, mount_point: &Path) -> Option<u64> {
     let name = mount_point.strip_prefix(root).ok()?.to_str()?;
@@ -108,6 +150,27 @@ mod tests {
         for wrong in ["fuse.1.2", "fuse.x.2.3", "fuse.1.2.3.4", "other.1.2.3", ""] {
             assert_eq!(Name::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_of_data_files_say_whose_they_are() {
+        let name = DataName { place: 0xa0_0b1e, id: 9, blob: Digest::of(b"b") };
+        assert_eq!(DataName::parse(&name.text()), Some(name));
+        let names = prefill_names(name.place, 1);
+        assert_eq!(names, ["prefill.00a00b1e.group", "prefill.00a00b1e.journal-1"]);
+        for wrong in ["fuse.1.2.3", &names[0], &names[1], &format!("{}.x", name.text())] {
+            assert_eq!(DataName::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_record_lies_beside_its_mount() {
+        let root = Path::new("/s/m");
+        let record = record_of(&path_of(root, 12));
+        assert_eq!(record, Path::new("/s/m/12.lazy"));
+        assert_eq!(recorded_id(root, &record), Some(12));
+        assert_eq!(recorded_id(root, Path::new("/s/m/12")), None);
+        assert_eq!(id_of(root, &record), None);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 
 mod bad;
 mod cold;
+mod keeper;
 mod kernel;
 mod lazy;
 mod node;
+mod prefill;
 mod rot;
 mod toc;
 mod tree;

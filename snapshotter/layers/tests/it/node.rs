@@ -15,6 +15,8 @@ use skimmer_proto::Digest;
 use skimmer_store::Store;
 use tempfile::TempDir;
 
+use crate::keeper::Keeper;
+
 pub struct Node {
     // Before the directory: unmounts when dropped, also in a panic.
     pub layers: Layers,
@@ -22,6 +24,7 @@ pub struct Node {
     pub source: Arc<Memory>,
     pub directory: TempDir,
     trust_toc: bool,
+    kernel: Option<Arc<Keeper>>,
 }
 
 impl Node {
@@ -44,6 +47,12 @@ impl Node {
         Self::with(source, directory, false, |config| config.mode = MountMode::Fuse)
     }
 
+    /// A node whose mounts are the kernel's, complete or not.
+    pub fn in_kernel(source: Arc<Memory>, keeper: &Arc<Keeper>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::kept(source, directory, false, Some(Arc::clone(keeper)), |_| {})
+    }
+
     /// A node whose layers may take so much memory while they are indexed.
     pub fn limited(source: Arc<Memory>, metadata_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -56,6 +65,16 @@ impl Node {
         source: Arc<Memory>,
         directory: TempDir,
         trust_toc: bool,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        Self::kept(source, directory, trust_toc, None, change)
+    }
+
+    fn kept(
+        source: Arc<Memory>,
+        directory: TempDir,
+        trust_toc: bool,
+        kernel: Option<Arc<Keeper>>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
         let deadline = Duration::from_secs(2);
@@ -74,9 +93,13 @@ impl Node {
         config.min_layer_bytes = 0;
         config.background_delay = None;
         config.trust_toc = trust_toc;
+        if kernel.is_some() {
+            config.mode = MountMode::Kernel;
+        }
         change(&mut config);
-        let layers = Layers::open(config, cache.clone(), &store, None, &mut registry).unwrap();
-        Self { layers, cache, source, directory, trust_toc }
+        let keeping = kernel.as_ref().map(Keeper::keeping);
+        let layers = Layers::open(config, cache.clone(), &store, keeping, &mut registry).unwrap();
+        Self { layers, cache, source, directory, trust_toc, kernel }
     }
 
     /// A second life over the same files.
@@ -87,14 +110,14 @@ impl Node {
 
     /// A second life over the same files and over what can be left mounted.
     pub async fn succeed(self) -> Self {
-        let Self { layers, cache, source, directory, trust_toc } = self;
+        let Self { layers, cache, source, directory, trust_toc, kernel } = self;
         layers.leave();
         drop((layers, cache));
         // RocksDB lets one process in at a time: wait until what still runs has let go of it.
         let lock = directory.path().join("meta");
         for _ in 0..200 {
             if Store::open(&lock).is_ok() {
-                return Self::with(source, directory, trust_toc, |_| {});
+                return Self::kept(source, directory, trust_toc, kernel, |_| {});
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

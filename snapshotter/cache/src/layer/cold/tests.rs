@@ -42,7 +42,8 @@ struct Layer {
 impl Layer {
     fn open(dir: &Path, chunks: usize) -> Self {
         let (len, space) = ((chunks as u64 + 1) * CHUNK, Arc::new(Space::new(u64::MAX)));
-        let data = LayerData::open(Digest::of(b""), dir, (len, chunks), [7; 32], &space).unwrap();
+        let data =
+            LayerData::open(Digest::of(b""), dir, None, (len, chunks), [7; 32], &space).unwrap();
         let spans = Arc::new(Plain { chunks });
         data.allow_punching(Arc::downgrade(&(Arc::clone(&spans) as Arc<dyn Spans>)));
         Self { data, spans }

@@ -1,0 +1,436 @@
+//! Incomplete layers, served by the kernel: it asks before it reads of a data file, and what it is about to read is
+//! put there first.
+//!
+//! Owns: the group of events, the journal of those that are not answered, which files are marked, the thread that
+//! takes events.
+//! Does not own: how bytes come (a [`Filler`]'s), the mounts.
+//!
+//! Invariants: no reader ever gets the zeros of a hole.
+//! - A file is marked before it is mounted: what was opened earlier raises no events.
+//! - It is written only by what was opened before it was marked; that descriptor is kept for the next process, as that
+//!   one's own writes would raise events otherwise.
+//! - Group and journal are kept before anything is marked, and for good: when nobody has the group any more, the kernel
+//!   lets everybody read.
+//! - An event is in the journal from the moment at which the kernel gives it away until it is answered. While one is
+//!   unanswered, no other can have its number.
+//! - A mark goes when the file is complete, or when nobody but us has it open.
+//! - The thread that takes events never waits for bytes.
+
+pub mod fanotify;
+mod journal;
+mod numbers;
+mod ticket;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::Mode;
+use skimmer_keeper::Keeper;
+
+use super::error_chain;
+use fanotify::Group;
+pub use journal::{FileId, VERSION};
+use journal::{Journal, LeftEvent};
+use numbers::Number;
+use ticket::Ticket;
+
+/// How often it is looked whether somebody still uses what was unmounted; also the pause after a failure.
+const LOOK_MS: u16 = 1000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("ask for pre-content events (Linux 6.14 has them; needs CAP_SYS_ADMIN)")]
+    Group { source: io::Error },
+    #[error("make a journal of events")]
+    Journal { source: io::Error },
+    #[error("have the file system of {place} tell of reads (ext4, XFS and btrfs can)")]
+    FileSystem { place: String, source: io::Error },
+    #[error("mark a data file")]
+    Mark { source: io::Error },
+    #[error("the data file is another than the one that an earlier process mounted")]
+    Replaced,
+    #[error("have descriptors kept")]
+    Keep { source: skimmer_keeper::Error },
+    #[error("start the thread that takes events")]
+    Thread { source: io::Error },
+}
+
+/// Puts bytes into one data file.
+pub trait Filler: Send + Sync + 'static {
+    /// The data file, as it was opened before it was marked.
+    fn file(&self) -> &File;
+
+    /// Somebody reads `range`. Whether it is there, for good.
+    fn has(&self, range: &Range<u64>) -> bool;
+
+    /// Gets `range`, and says whether it is there now. Returns at once.
+    fn fill(self: Arc<Self>, range: Range<u64>, done: Box<dyn FnOnce(bool) + Send>);
+}
+
+/// What an earlier process left with the keeper.
+#[derive(Debug, Default)]
+pub struct LeftPrefill {
+    pub group: Option<OwnedFd>,
+    pub journal: Option<OwnedFd>,
+}
+
+/// See the module's documentation. Dropping it leaves what is unanswered to the next process.
+pub struct Prefill {
+    inner: Arc<Inner>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Inner {
+    group: Group,
+    journal: Journal,
+    wake: EventFd,
+    keeper: Option<Arc<dyn Keeper>>,
+    files: Mutex<BTreeMap<FileId, Entry>>,
+    /// Nothing is taken or answered any more.
+    stopped: AtomicBool,
+    /// The thread waits for a slot.
+    starved: AtomicBool,
+    /// Events of an earlier process whose numbers may come again: nothing is taken before they are answered.
+    ambiguous: AtomicUsize,
+}
+
+/// A marked file.
+struct Entry {
+    file: File,
+    /// `None`: nobody serves it yet, or any more.
+    filler: Option<Arc<dyn Filler>>,
+    /// What is mounted of it in the directory of mounts.
+    mounts: usize,
+    /// The names of its kept descriptors.
+    kept: Vec<String>,
+    /// Those who wait for somebody to serve it.
+    waiting: Vec<(Range<u64>, Arc<Ticket>)>,
+}
+
+impl Prefill {
+    /// Whether it can be done for files in the file system of directory `dir`.
+    pub fn probe(dir: &std::path::Path) -> Result<(), Error> {
+        let group = Group::new().map_err(|source| Error::Group { source })?;
+        let place = || dir.display().to_string();
+        let failed = |source| Error::FileSystem { place: place(), source };
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::open(dir, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|errno| failed(errno.into()))?;
+        group.mark(&file.into()).map_err(failed)
+    }
+
+    /// Takes over from an earlier process, or begins. `names`: of group and journal, for the keeper; without one, only
+    /// what an earlier process left is served. Nothing is taken before [`Prefill::start`].
+    pub fn open(
+        left: LeftPrefill,
+        keeper: Option<Arc<dyn Keeper>>,
+        names: [&str; 2],
+    ) -> Result<(Self, LeftEvents), Error> {
+        let group = match left.group {
+            Some(descriptor) => Group::left(descriptor),
+            None => Group::new().map_err(|source| Error::Group { source })?,
+        };
+        let found = left.journal.map(Journal::left).transpose();
+        let found = found.map_err(|source| Error::Journal { source })?;
+        let (journal, events) = match found {
+            Some(found) => found,
+            None => (Journal::new().map_err(|source| Error::Journal { source })?, Vec::new()),
+        };
+        for (name, descriptor) in names.into_iter().zip([group.as_fd(), journal.as_fd()]) {
+            keep(keeper.as_ref(), name, descriptor)?;
+        }
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let inner = Inner {
+            group,
+            journal,
+            wake: wake.map_err(|errno| Error::Thread { source: errno.into() })?,
+            keeper,
+            files: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            ambiguous: AtomicUsize::new(0),
+        };
+        numbers::ignore_lease_breaks();
+        let prefill = Self { inner: Arc::new(inner), thread: Mutex::default() };
+        Ok((prefill, LeftEvents(events)))
+    }
+
+    /// Events are taken from now on. All that was left has to be known.
+    pub fn start(&self, left: LeftEvents) -> Result<(), Error> {
+        self.inner.take_over(left.0);
+        let inner = Arc::clone(&self.inner);
+        let thread = thread::Builder::new()
+            .name("prefill".to_owned())
+            .spawn(move || inner.run())
+            .map_err(|source| Error::Thread { source })?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// A descriptor of a data file that an earlier process marked, kept under `name`. `mounted`: somebody
+    /// [will serve](Prefill::serve) it, and its readers wait; else they get errors.
+    pub fn expect(&self, file: File, name: String, mounted: bool) -> io::Result<FileId> {
+        let id = FileId::of(file.as_fd())?;
+        let mut files = self.inner.files();
+        let entry = files.entry(id).or_insert_with(|| Entry::new(file));
+        entry.kept.push(name);
+        entry.mounts += usize::from(mounted);
+        Ok(id)
+    }
+
+    /// Serves a file that was [expected](Prefill::expect), which is marked once more in case that the mark was lost.
+    pub fn resume(&self, id: FileId, filler: &Arc<dyn Filler>) -> Result<(), Error> {
+        if !FileId::of(filler.file().as_fd()).is_ok_and(|found| found == id) {
+            return Err(Error::Replaced);
+        }
+        let waiting = {
+            let mut files = self.inner.files();
+            self.inner.group.mark(filler.file()).map_err(|source| Error::Mark { source })?;
+            let Some(entry) = files.get_mut(&id) else { return Ok(()) };
+            entry.filler = Some(Arc::clone(filler));
+            std::mem::take(&mut entry.waiting)
+        };
+        waiting.into_iter().for_each(|(range, ticket)| begin(filler, range, ticket));
+        Ok(())
+    }
+
+    /// Marks the file of `filler`, which is then to be mounted, and serves it. Its descriptor is kept under `name`.
+    pub fn serve(&self, filler: &Arc<dyn Filler>, name: String) -> Result<FileId, Error> {
+        let failed = |source| Error::Mark { source };
+        let id = FileId::of(filler.file().as_fd()).map_err(failed)?;
+        let file = filler.file().try_clone().map_err(failed)?;
+        keep(self.inner.keeper.as_ref(), &name, file.as_fd())?;
+        let mut files = self.inner.files();
+        let entry = files.entry(id).or_insert_with(|| Entry::new(file));
+        entry.kept.push(name);
+        entry.mounts += 1;
+        entry.filler = Some(Arc::clone(filler));
+        let marked = self.inner.group.mark(filler.file());
+        if marked.is_err() {
+            entry.mounts -= 1;
+        }
+        marked.map_err(failed)?;
+        Ok(id)
+    }
+
+    /// The file is complete: nobody is asked any more before it is read.
+    pub fn finish(&self, id: FileId) -> Result<(), Error> {
+        let mut files = self.inner.files();
+        let Some(entry) = files.get(&id) else { return Ok(()) };
+        self.inner.group.unmark(&entry.file).map_err(|source| Error::Mark { source })?;
+        if let Some(entry) = files.remove(&id) {
+            self.inner.forget(&entry);
+        }
+        Ok(())
+    }
+
+    /// One mount of the file is gone from the directory of mounts. Who has files open on it is still served.
+    pub fn unmounted(&self, id: FileId) {
+        let mut files = self.inner.files();
+        if let Some(entry) = files.get_mut(&id) {
+            entry.mounts = entry.mounts.saturating_sub(1);
+            if entry.mounts == 0 {
+                entry.waiting.clear();
+            }
+        }
+        drop(files);
+        self.inner.reap();
+        self.inner.wake();
+    }
+
+    /// Whether all that was unmounted is unused by now.
+    pub fn is_settled(&self) -> bool {
+        self.inner.reap();
+        self.inner.files().is_empty()
+    }
+
+    /// What is not answered yet is the next process's.
+    pub fn leave(&self) {
+        self.inner.stopped.store(true, Ordering::Release);
+        self.inner.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that takes events ended by mistake");
+        }
+    }
+}
+
+impl Drop for Prefill {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// What an earlier process took and didn't answer.
+pub struct LeftEvents(Vec<LeftEvent>);
+
+impl Entry {
+    const fn new(file: File) -> Self {
+        Self { file, filler: None, mounts: 0, kept: Vec::new(), waiting: Vec::new() }
+    }
+}
+
+impl Inner {
+    /// The thread that takes events.
+    fn run(self: &Arc<Self>) {
+        while !self.is_stopped() {
+            let hungry = self.ambiguous.load(Ordering::Acquire) == 0 && !self.is_starved();
+            let idle =
+                if self.has_unmounted() { PollTimeout::from(LOOK_MS) } else { PollTimeout::NONE };
+            let mut polled = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+            if hungry {
+                polled.push(PollFd::new(self.group.as_fd(), PollFlags::POLLIN));
+            }
+            // A failure shows when events are read.
+            let _ = poll(&mut polled, idle);
+            // It is empty, or is made so.
+            let _ = self.wake.read();
+            self.reap();
+            if hungry {
+                self.take_all();
+            }
+        }
+    }
+
+    /// Takes events for as long as there are any, and slots for them.
+    fn take_all(self: &Arc<Self>) {
+        while !self.is_stopped() {
+            match self.take_one() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "events of readers can't be taken, trying again");
+                    return thread::sleep(std::time::Duration::from_millis(LOOK_MS.into()));
+                }
+            }
+        }
+    }
+
+    /// Takes one event and begins on it; whether there was one.
+    fn take_one(self: &Arc<Self>) -> io::Result<bool> {
+        self.starved.store(true, Ordering::Release);
+        let Some(slot) = self.journal.take() else { return Ok(false) };
+        self.starved.store(false, Ordering::Release);
+        let Some(event) = self.journal.read(slot, self.group.as_fd())? else { return Ok(false) };
+        let number = Number::taken(event.number);
+        let file = number.file().and_then(FileId::of);
+        let ticket = Ticket::new(self, slot, number, 1);
+        let file = file?;
+        self.journal.identify(slot, file);
+        self.begin(file, event.range, &ticket);
+        Ok(true)
+    }
+
+    /// Begins on what a reader waits for. Dropping the ticket, which nobody has filled, is an error for the reader.
+    fn begin(&self, id: FileId, range: Option<Range<u64>>, ticket: &Arc<Ticket>) {
+        let Some(range) = range else { return };
+        let filler = {
+            let mut files = self.files();
+            let Some(entry) = files.get_mut(&id) else { return };
+            if entry.filler.is_none() && entry.mounts > 0 {
+                entry.waiting.push((range.clone(), Arc::clone(ticket)));
+            }
+            entry.filler.clone()
+        };
+        if let Some(filler) = filler {
+            begin(&filler, range, Arc::clone(ticket));
+        }
+    }
+
+    /// Begins on what an earlier process took. If that one ended before it knew the file, the range is had in all: so
+    /// it is there, whichever it was.
+    fn take_over(self: &Arc<Self>, left: Vec<LeftEvent>) {
+        for LeftEvent { slot, event, file } in left {
+            let number = Number::reserve(event.number, self.wake.as_fd());
+            self.ambiguous.fetch_add(usize::from(number.is_ambiguous()), Ordering::AcqRel);
+            let expected =
+                || self.files().iter().filter(|(_, e)| e.mounts > 0).map(|(id, _)| *id).collect();
+            let files: Vec<FileId> = file.map_or_else(expected, |file| vec![file]);
+            let ticket = Ticket::new(self, slot, number, files.len().max(1));
+            tracing::info!(range = ?event.range, files = files.len(), "a reader waits for what an earlier process began");
+            files.into_iter().for_each(|file| self.begin(file, event.range.clone(), &ticket));
+        }
+    }
+
+    /// Forgets files that nobody but us has open any more.
+    fn reap(&self) {
+        let mut files = self.files();
+        let unused = |entry: &Entry| entry.mounts == 0 && numbers::only_we_have(&entry.file);
+        let ids: Vec<FileId> =
+            files.iter().filter(|(_, entry)| unused(entry)).map(|(id, _)| *id).collect();
+        let gone: Vec<Entry> = ids.iter().filter_map(|id| files.remove(id)).collect();
+        for entry in &gone {
+            if let Err(error) = self.group.unmark(&entry.file) {
+                tracing::warn!(%error, "a data file that nobody uses stays marked");
+            }
+            self.forget(entry);
+        }
+        drop(files);
+    }
+
+    /// Nobody needs the kept descriptors of `entry`.
+    fn forget(&self, entry: &Entry) {
+        let Some(keeper) = &self.keeper else { return };
+        for name in &entry.kept {
+            if let Err(error) = keeper.release(name) {
+                tracing::warn!(
+                    name,
+                    error = error_chain(&error),
+                    "the descriptor of a data file stays kept"
+                );
+            }
+        }
+    }
+
+    fn has_unmounted(&self) -> bool {
+        self.files().values().any(|entry| entry.mounts == 0)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Acquire)
+    }
+
+    fn wake(&self) {
+        // It can only be full, which wakes as well.
+        let _ = self.wake.write(1);
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<FileId, Entry>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn keep(
+    keeper: Option<&Arc<dyn Keeper>>,
+    name: &str,
+    descriptor: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let kept = keeper.map_or(Ok(()), |keeper| keeper.keep(name, descriptor));
+    kept.map_err(|source| Error::Keep { source })
+}
+
+/// Answers at once, or when the bytes have come.
+fn begin(filler: &Arc<dyn Filler>, range: Range<u64>, ticket: Arc<Ticket>) {
+    if filler.has(&range) {
+        return ticket.filled();
+    }
+    let done = move |there: bool| {
+        if there {
+            ticket.filled();
+        }
+    };
+    Arc::clone(filler).fill(range, Box::new(done));
+}

@@ -1,0 +1,52 @@
+//! The answer to an event, owed until it is given.
+//!
+//! Whoever works on the event holds a ticket. When nobody does any more, the reader is answered: it reads if all of it
+//! was filled, and gets EIO if not. When the process is about to end nobody is answered; the event stays in the
+//! journal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Inner;
+use super::journal::Slot;
+use super::numbers::Number;
+
+pub struct Ticket {
+    inner: Arc<Inner>,
+    slot: Slot,
+    number: Number,
+    /// Fills that are still needed before the reader may read.
+    needed: AtomicUsize,
+}
+
+impl Ticket {
+    pub fn new(inner: &Arc<Inner>, slot: Slot, number: Number, needed: usize) -> Arc<Self> {
+        Arc::new(Self { inner: Arc::clone(inner), slot, number, needed: AtomicUsize::new(needed) })
+    }
+
+    /// One of the needed fills is done.
+    pub fn filled(&self) {
+        self.needed.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.inner.is_stopped() {
+            return;
+        }
+        let allow = self.needed.load(Ordering::Acquire) == 0;
+        if let Err(error) = self.inner.group.answer(self.number.value(), allow) {
+            // It waits on, and the next process answers it.
+            return tracing::error!(%error, "a reader can't be answered");
+        }
+        self.inner.journal.clear(self.slot);
+        if self.number.is_ambiguous() {
+            self.inner.ambiguous.fetch_sub(1, Ordering::AcqRel);
+            self.inner.wake();
+        }
+        if self.inner.starved.swap(false, Ordering::AcqRel) {
+            self.inner.wake();
+        }
+    }
+}
