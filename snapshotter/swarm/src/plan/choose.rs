@@ -218,9 +218,10 @@ impl Planner {
     /// Asks the peers of a task what they have, from time to time: the neighbours, or whoever is linked
     /// if this node is left alone.
     fn probe(&mut self, now: Now, task: TaskId, actions: &mut Vec<Action>) {
-        let every = self.limits.probe;
         let Some(download) = self.downloads.get(&task) else { return };
-        let known: BTreeSet<Peer> = if self.is_left_alone(now, download) {
+        let alone = self.is_left_alone(now, download);
+        let every = if alone { self.limits.probe_alone } else { self.limits.probe };
+        let known: BTreeSet<Peer> = if alone {
             let up = self.links.iter().filter(|(_, link)| link.up);
             let away = self.links.iter().filter(|(_, link)| !link.up && link.not_before <= now);
             let linked = up.chain(away.take(REDIALLED)).map(|(peer, _)| *peer);

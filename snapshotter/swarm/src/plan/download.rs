@@ -18,9 +18,10 @@ pub struct Download {
     pub flying: BTreeMap<u32, Flying>,
     /// Received, not on disk yet; from whom, if not from the origin.
     pub landed: BTreeMap<u32, Option<Peer>>,
-    /// On disk, not reported yet, and since when.
+    /// On disk, not reported yet.
     pub stored: PieceSet,
-    pub stored_since: Now,
+    /// When more may be reported.
+    pub report_at: Now,
     /// By the scheduler's word; stays until the piece is here or the parent fails.
     pub assigned: BTreeMap<Peer, PieceSet>,
     pub leased: PieceSet,
@@ -82,7 +83,7 @@ impl Download {
             flying: BTreeMap::new(),
             landed: BTreeMap::new(),
             stored: PieceSet::new(),
-            stored_since: now,
+            report_at: now,
             assigned: BTreeMap::new(),
             leased: PieceSet::new(),
             neighbours: None,

@@ -51,10 +51,12 @@ pub struct Limits {
     pub chosen_pieces: u32,
     /// Pieces in flight that this node chose itself, over all peers, in one task.
     pub chosen_total: u32,
-    /// How long arrivals are collected before they are reported.
+    /// Time between two reports of arrivals in one task: the first goes at once, for others wait for it.
     pub batch: Duration,
-    /// Time between two looks at a neighbour's have-map.
+    /// Time between two looks at the have-map of a neighbour that the scheduler named, …
     pub probe: Duration,
+    /// … and of whoever is known, where the node is left alone.
+    pub probe_alone: Duration,
     /// A fault that the scheduler doesn't answer goes to the origin after this.
     pub fault_patience: Duration,
     /// The same for everything else, if nothing at all has come meanwhile.
@@ -91,7 +93,8 @@ impl Default for Limits {
             chosen_pieces: 4,
             chosen_total: 24,
             batch: ms(20),
-            probe: ms(500),
+            probe: ms(100),
+            probe_alone: ms(500),
             fault_patience: ms(500),
             patience: ms(30_000),
             owner_answer: ms(2_000),

@@ -47,12 +47,13 @@ impl Planner {
         }
     }
 
-    /// Reports what has been on disk for long enough, and forgets what is over.
+    /// Reports what is on disk unless that was done just now, and forgets what is over.
     pub(super) fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
         let (scheduler, batch) = (self.scheduler, self.limits.batch);
         self.downloads.retain(|task, download| {
-            let due = download.stored_since + batch <= now;
+            let due = download.report_at <= now;
             if !download.stored.is_empty() && (due || !scheduler) {
+                download.report_at = now + batch;
                 let pieces = std::mem::take(&mut download.stored);
                 if scheduler {
                     let arrived = Report::Arrived { task: *task, pieces };
