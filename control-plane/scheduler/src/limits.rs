@@ -14,8 +14,9 @@ pub struct Limits {
     pub lead: Duration,
     /// Transfers a parent or a child may have at a time if a reader waits for the last of them.
     pub urgent: u32,
-    /// Leases of one task's origin at a time: it starts with the first and goes up to the second while that
-    /// doesn't slow the origin down.
+    /// Leases at a time: over all tasks, so many in any case; of one task, up to the second as long as that doesn't
+    /// slow its origin down. Each beyond what keeps the origin busy delays all others: a piece that
+    /// shares the origin's link with fifteen others is there, and can be passed on, fifteen pieces' time later.
     pub leases: (u32, u32),
     /// The most pieces in an assignment; large blobs get longer ones.
     pub run: u32,
@@ -59,7 +60,7 @@ impl Default for Limits {
             downloads: 3,
             lead: Duration::from_millis(5),
             urgent: 16,
-            leases: (2, 16),
+            leases: (4, 16),
             run: 16,
             rate: 50_000,
             cells: 1 << 30,

@@ -292,7 +292,7 @@ impl Scheduler {
 
     fn new_task(&mut self, id: TaskId, shape: Shape) -> u32 {
         let run = run_of(shape.pieces, self.limits.run);
-        let task = Task::new(id, shape, run, self.limits.leases.0);
+        let task = Task::new(id, shape, run);
         let index = self.free_tasks.pop().unwrap_or_else(|| {
             self.tasks.push(None);
             u32::try_from(self.tasks.len() - 1).unwrap_or(u32::MAX)

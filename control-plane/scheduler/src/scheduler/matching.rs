@@ -52,8 +52,6 @@ impl Scheduler {
     pub(super) fn refresh(&mut self, number: u32) {
         let Some(node) = self.nodes.get_mut(number) else { return };
         let (uploads, downloads) = (self.limits.uploads, self.limits.downloads);
-        // Links are at least as fast down as up.
-        node.down.assume(node.up.rate());
         let up = !node.conduct.quarantined && node.up.is_due(self.now, self.lead, uploads);
         let down = node.down.is_due(self.now, self.lead, downloads);
         for &(task, slot) in &node.active {
@@ -161,6 +159,11 @@ impl Scheduler {
     /// A child that starves takes what it gets.
     pub(super) fn feed(&mut self, task: u32, slot: u32) {
         let Some(of) = self.task(task) else { return };
+        // Other tasks may keep its link busy.
+        let node = of.peer(slot).and_then(|peer| self.nodes.get(peer.node));
+        if node.is_none_or(|node| node.down.transfers() >= self.limits.downloads) {
+            return;
+        }
         let offer = match of.mode {
             Mode::Direct => for_child(of, task, slot, true),
             Mode::Graph => of.peer(slot).and_then(|peer| {
