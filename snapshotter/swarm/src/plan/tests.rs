@@ -120,11 +120,24 @@ fn leases_are_read_from_the_origin_and_assignments_from_their_parents() {
     assert_eq!(asked(&actions), [(0, set(0..4)), (0, set(4..8)), (0, set(8..10))]);
     let parent = Event::Assigned { task: task(1), parent: peer(3), pieces: set(20..30) };
     assert_eq!(asked(&b.apply(parent)), [(3, set(20..30))]);
-    let first = ids(&actions)[0];
-    b.receive(first);
-    b.now += 30 * MS;
-    let told = reports(&b.apply(Event::Tick));
-    assert_eq!(told, [Report::Arrived { task: task(1), pieces: set(0..4) }], "in one message");
+}
+
+#[test]
+fn an_arrival_is_reported_at_once_and_what_follows_it_soon_in_one_message() {
+    let mut b = Bench::led();
+    b.want(1, 0..100, Class::PullThrough);
+    let actions = b.apply(Event::Leased { task: task(1), pieces: set(0..4) });
+    let request = ids(&actions)[0];
+    let arrived = |pieces| Report::Arrived { task: task(1), pieces };
+    let mut told = Vec::new();
+    for piece in 0..4 {
+        b.now += MS;
+        b.apply(Event::Received { request, piece });
+        told.push(reports(&b.apply(Event::Stored { task: task(1), pieces: set(piece..piece + 1) })));
+    }
+    assert_eq!(told, [vec![arrived(set(0..1))], vec![], vec![], vec![]]);
+    b.now = b.planner.next_wake(b.now).unwrap();
+    assert_eq!(reports(&b.apply(Event::Tick)), [arrived(set(1..4))]);
 }
 
 #[test]
