@@ -223,6 +223,21 @@ impl Download {
         holder
     }
 
+    /// Neighbours that aren't known to have all of these.
+    pub fn lacking(&self, now: Now, pieces: &PieceSet) -> Vec<Peer> {
+        let has = |peer| self.holders.get(peer).is_some_and(|h| h.pieces.contains_all(pieces));
+        let named = self.neighbours.iter().flatten();
+        named.filter(|peer| !self.is_banned(peer, now) && !has(peer)).copied().collect()
+    }
+
+    /// A peer is asked what it has.
+    pub fn asks_haves(&mut self, now: Now, peer: Peer) {
+        let holder = self.holders.entry(peer).or_default();
+        holder.asked_first.get_or_insert(now);
+        holder.asked_last = Some(now);
+        holder.awaited.get_or_insert(now);
+    }
+
     pub fn is_banned(&self, peer: &Peer, now: Now) -> bool {
         self.banned.get(peer).is_some_and(|until| *until > now)
     }

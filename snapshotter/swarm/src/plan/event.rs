@@ -47,16 +47,17 @@ pub struct Limits {
     pub origin_run_bytes: u64,
     /// Pieces asked of one peer and not received, where the scheduler assigned them.
     pub assigned_pieces: u32,
-    /// The same, where this node chose them.
+    /// The same, where this node chose them among all that it knows, …
     pub chosen_pieces: u32,
+    /// … and among neighbours that the scheduler named: whoever has something new is asked by all of them, and
+    /// each piece that waits there delays how soon the next can be passed on.
+    pub neighbour_pieces: u32,
     /// Pieces in flight that this node chose itself, over all peers, in one task.
     pub chosen_total: u32,
     /// Time between two reports of arrivals in one task: the first goes at once, for others wait for it.
     pub batch: Duration,
-    /// Time between two looks at the have-map of a neighbour that the scheduler named, …
+    /// Time between two looks at a neighbour's have-map: it says by itself what it gets.
     pub probe: Duration,
-    /// … and of whoever is known, where the node is left alone.
-    pub probe_alone: Duration,
     /// A fault that the scheduler doesn't answer goes to the origin after this.
     pub fault_patience: Duration,
     /// The same for everything else, if nothing at all has come meanwhile.
@@ -91,10 +92,10 @@ impl Default for Limits {
             origin_run_bytes: 4 << 20,
             assigned_pieces: 64,
             chosen_pieces: 4,
+            neighbour_pieces: 1,
             chosen_total: 24,
             batch: ms(20),
-            probe: ms(100),
-            probe_alone: ms(500),
+            probe: ms(500),
             fault_patience: ms(500),
             patience: ms(30_000),
             owner_answer: ms(2_000),

@@ -94,7 +94,7 @@ impl Planner {
                     && !download.is_banned(peer, now)
             });
             let others: BTreeSet<Peer> = others.map(|(peer, _)| *peer).collect();
-            if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces) {
+            if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces, piece) {
                 self.links.entry(peer).or_default().unanswered += 1;
                 asks.entry((task, peer, class)).or_default().insert(piece);
             } else if asked.is_some() && overdue >= self.limits.fault_patience * 4 {
