@@ -10,6 +10,9 @@ pub struct Limits {
     pub uploads: u32,
     /// Transfers assigned to one child at a time.
     pub downloads: u32,
+    /// The same two where the node hasn't told its rate: nothing but the reports paces such a link, so that one more
+    /// is on its way while links between nodes are being made.
+    pub untold: u32,
     /// From a decision to its first byte and from the last byte to the report, until it is known better.
     pub lead: Duration,
     /// Transfers a parent or a child may have at a time if a reader waits for the last of them.
@@ -58,6 +61,7 @@ impl Default for Limits {
         Self {
             uploads: 3,
             downloads: 3,
+            untold: 4,
             lead: Duration::from_millis(5),
             urgent: 16,
             leases: (4, 16),

@@ -11,6 +11,9 @@ use std::time::Duration;
 use crate::event::Now;
 use crate::fetch::Fetch;
 
+/// The part by which a rate that was learned grows each time that it fades.
+const FADING: u64 = 16;
+
 #[derive(Clone, Debug, Default)]
 pub struct Link {
     /// Bytes per second; 0 while unknown.
@@ -46,6 +49,11 @@ impl Link {
 
     pub fn transfers(&self) -> u32 {
         u32::try_from(self.pending.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The most transfers that it may have: `told` if its rate is known from its node, else `untold`.
+    pub const fn most(&self, told: u32, untold: u32) -> u32 {
+        if self.told { told } else { untold }
     }
 
     /// Whether one more may be given out: `lead` is the time from a decision to its first byte and back.
@@ -94,6 +102,11 @@ impl Link {
         if self.rate == 0 || self.rate > rate {
             self.rate = rate.max(1);
         }
+    }
+
+    /// The rate may be higher by now than it is thought.
+    pub const fn fade(&mut self) {
+        self.rate += self.rate / FADING + 1;
     }
 
     /// For `bytes` at the rate; none while it is unknown.

@@ -195,6 +195,9 @@ impl Scheduler {
             self.end_upload(task, slot, &fetch, parent, whole);
             if let Some(node) = self.nodes.get_mut(node) {
                 node.down.end(now, &fetch, whole);
+                if whole {
+                    (node.pace, node.paced) = (now.saturating_sub(fetch.since), true);
+                }
             }
         } else {
             self.end_lease(task, slot, &fetch, whole);

@@ -17,7 +17,7 @@ const FULL: u32 = 2;
 const EAGER: u32 = 25;
 /// … if it takes so many longer, there are too many.
 const CROWDED: u32 = 75;
-/// Bytes of one lease where no swarm waits for its first piece.
+/// Bytes of one lease at most where no swarm waits for its first piece.
 const ALONE_BYTES: u64 = 8 << 20;
 
 /// Who gets the next lease; the least does.
@@ -119,9 +119,10 @@ impl Scheduler {
         let Some(of) = self.task(task) else { return };
         let Some(peer) = of.peer(slot) else { return };
         let id = peer.id;
-        let alone = ALONE_BYTES / of.shape.piece_len.max(1);
         let most = if of.wanting <= 2 {
-            of.run.max(u32::try_from(alone).unwrap_or(MAX_RUN).clamp(1, MAX_RUN))
+            // Whoever is the first of many looks alone as well: not more than it has shown to be alone for.
+            let alone = u32::try_from(ALONE_BYTES / of.shape.piece_len.max(1)).unwrap_or(MAX_RUN);
+            of.run.max(of.held[slot as usize].min(alone).min(MAX_RUN))
         } else {
             of.run
         };
