@@ -36,6 +36,8 @@ pub struct Setup {
     pub declared: bool,
     /// One way, between nodes and to the origin.
     pub latency: Duration,
+    /// From a node's first request to another until that has it: the link is made first.
+    pub connect: Duration,
     /// One way, between a node and the scheduler.
     pub control: Duration,
     /// The nodes begin within so long of each other.
@@ -126,6 +128,7 @@ impl Setup {
             rate: 12_500_000,
             declared: true,
             latency: Duration::from_micros(250),
+            connect: Duration::from_micros(1750),
             control: Duration::from_millis(1),
             spread: Duration::from_millis(20),
             dying: 0,

@@ -27,7 +27,7 @@ const LOSS: Duration = Duration::from_millis(1000);
 const TRACED: usize = 100;
 
 /// Whose request, and its number there.
-type RequestKey = (u32, plan::RequestId);
+pub type RequestKey = (u32, plan::RequestId);
 
 enum What {
     /// An event reaches the scheduler.
@@ -283,7 +283,10 @@ impl<'a> World<'a> {
                     self.flows_end();
                 }
             }
-            What::Arrive(key, piece) => self.arrive(key, piece)?,
+            What::Arrive(key, piece) => {
+                self.take_in(key.0, true);
+                self.arrive(key, piece)?;
+            }
             What::End(key, fault) => self.end(key, fault)?,
             What::Lost { node, peer: lost } => {
                 self.nodes[node as usize].links.remove(&lost);

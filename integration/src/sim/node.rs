@@ -1,6 +1,6 @@
 //! A simulated node: the real download planner, and what its shell does with messages in both directions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use skimmer_proto::{PieceSet, TaskId};
@@ -9,6 +9,7 @@ use skimmer_scheduler::NodeId;
 use skimmer_swarm::plan::check::Check;
 use skimmer_swarm::plan::{self, Action, Event, Peer, Planner, Report};
 
+use super::network::RequestKey;
 use super::{Oddity, Setup};
 
 /// A node and what it has.
@@ -31,8 +32,10 @@ pub struct Node {
     pub links: BTreeSet<u32>,
     /// Requests to the origin so far.
     pub origin_requests: u32,
-    /// When its download is free, where links serve in turn.
-    pub down_free: Duration,
+    /// Where links serve in turn: pieces whose first byte has come, and when their last leaves the parent.
+    pub down_queue: VecDeque<(RequestKey, u32, Duration)>,
+    /// One of them is coming in.
+    pub down_busy: bool,
     /// When its planner is to be woken.
     pub tick: Option<Duration>,
     planner: Planner,
@@ -55,7 +58,8 @@ impl Node {
             done: (oddity == Oddity::Complete).then_some(Duration::ZERO),
             links: BTreeSet::new(),
             origin_requests: 0,
-            down_free: Duration::ZERO,
+            down_queue: VecDeque::new(),
+            down_busy: false,
             tick: None,
             check: setup.checked.then(|| Check::new(limits.clone())),
             planner: Planner::new(peer(number), setup.seed ^ u64::from(number), limits),

@@ -29,8 +29,7 @@ fn setup(seed: u64) -> Setup {
     }
     if !large && below(4) > 0 {
         for _ in 0..1 + below(4) {
-            // Slower ones take longer for the pieces that share their link than a planner waits for a silent peer.
-            let slow = Oddity::Slow(2 + u64::from(below(60)) / 2);
+            let slow = Oddity::Slow(2 + u64::from(below(60)));
             setup.oddities.push(match below(10) {
                 0 => slow,
                 1 => Oddity::Liar,

@@ -17,7 +17,8 @@ impl World<'_> {
                 // A connection is made first.
                 let new = !self.nodes[child as usize].links.contains(&parent);
                 self.open(key, Some(parent), task_number(&task), &pieces);
-                self.at(self.now + latency * if new { 7 } else { 1 }, What::Request(key));
+                let wait = if new { self.setup.connect } else { latency };
+                self.at(self.now + wait, What::Request(key));
             }
             Action::Origin { request, task, pieces, .. } => {
                 let key = (child, request);
@@ -87,15 +88,26 @@ impl World<'_> {
         self.serve(line);
     }
 
+    /// A piece begins to come in, and waits until those before it are here.
     pub fn first_byte(&mut self, key: RequestKey, piece: u32, last: std::time::Duration) {
-        if !self.requests.contains_key(&key) {
-            return;
+        self.nodes[key.0 as usize].down_queue.push_back((key, piece, last));
+        self.take_in(key.0, false);
+    }
+
+    /// Begins with the next piece if nothing comes in, or that has just `ended`. Nothing is sent on that was abandoned.
+    pub fn take_in(&mut self, child: u32, ended: bool) {
+        let node = &mut self.nodes[child as usize];
+        node.down_busy &= !ended;
+        while !node.down_busy
+            && let Some((key, piece, last)) = node.down_queue.pop_front()
+        {
+            if self.requests.contains_key(&key) {
+                node.down_busy = true;
+                let through = self.now + time(self.setup.shape.piece_len, node.rate);
+                self.at(through.max(last), What::Arrive(key, piece));
+                return;
+            }
         }
-        let node = &mut self.nodes[key.0 as usize];
-        let through = node.down_free.max(self.now) + time(self.setup.shape.piece_len, node.rate);
-        node.down_free = through.max(last);
-        let at = node.down_free;
-        self.at(at, What::Arrive(key, piece));
     }
 
     /// The last byte of a piece reaches the child.
