@@ -1,28 +1,34 @@
-//! The real scheduler over a modelled network, in virtual time.
+//! The real scheduler and the nodes' real download planners over a modelled network, in virtual time.
 //!
-//! Every node's upload serves its requests one after the other at the link's rate, and what arrives at a node shares its
-//! download one after the other; messages take their latency. One seed is one history. After every event
-//! [`skimmer_scheduler::check`] looks at what the scheduler answered.
+//! Links carry pieces one after the other, or share themselves out among all transfers ([`Sharing`]); messages take their
+//! latency. One seed is one history. After every event [`skimmer_scheduler::check`] looks at what the scheduler answered,
+//! and [`skimmer_swarm::plan::check`] at what the planner did.
 
 mod network;
-pub mod planner;
+mod node;
 pub mod random;
 
 use std::time::Duration;
 
 use anyhow::Context as _;
 
-use skimmer_proto::{PieceSet, TaskId};
+use skimmer_proto::PieceSet;
 use skimmer_scheduler::{Event, Limits, Now, Scheduler, Shape};
+use skimmer_swarm::plan;
 
 pub use network::run;
 
-/// What is simulated: `nodes` nodes want one blob that only the origin has.
+/// What is simulated: `nodes` nodes want blobs that only the origin has.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub seed: u64,
     pub nodes: u32,
+    /// Blobs, and how many of them a node pulls at once.
+    pub tasks: usize,
+    pub at_once: usize,
+    /// Of each blob.
     pub shape: Shape,
+    pub sharing: Sharing,
     pub zones: u32,
     /// Of every link in each direction, the origin's included, in bytes per second.
     pub rate: u64,
@@ -30,6 +36,8 @@ pub struct Setup {
     pub declared: bool,
     /// One way, between nodes and to the origin.
     pub latency: Duration,
+    /// From a node's first request to another until that has it: the link is made first.
+    pub connect: Duration,
     /// One way, between a node and the scheduler.
     pub control: Duration,
     /// The nodes begin within so long of each other.
@@ -45,7 +53,18 @@ pub struct Setup {
     pub checked: bool,
     /// What the scheduler is told is kept.
     pub recorded: bool,
+    /// The scheduler's, and each node's planner's.
     pub limits: Limits,
+    pub planner: plan::Limits,
+}
+
+/// How transfers share a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// A piece has the link for itself, and the next one waits.
+    InTurn,
+    /// As over TCP: each gets its max-min fair share.
+    Fair,
 }
 
 /// How a node can behave.
@@ -101,11 +120,15 @@ impl Setup {
         Self {
             seed: 1,
             nodes,
+            tasks: 1,
+            at_once: 3,
+            sharing: Sharing::InTurn,
             shape: Shape { pieces, piece_len: 1 << 20 },
             zones: 1,
             rate: 12_500_000,
             declared: true,
             latency: Duration::from_micros(250),
+            connect: Duration::from_micros(1750),
             control: Duration::from_millis(1),
             spread: Duration::from_millis(20),
             dying: 0,
@@ -115,6 +138,7 @@ impl Setup {
             checked: true,
             recorded: false,
             limits: Limits::default(),
+            planner: plan::Limits::default(),
         }
     }
 
@@ -125,11 +149,12 @@ impl Setup {
 
     /// The least makespan that is possible: (F/u)(1 + ⌊log₂N⌋/M).
     pub fn ideal(&self) -> Duration {
-        self.piece_time() * (self.shape.pieces + self.nodes.max(1).ilog2())
+        self.piece_time() * (self.pieces() + self.nodes.max(1).ilog2())
     }
 
-    pub fn task(&self) -> TaskId {
-        TaskId::from_bytes([7; 32])
+    /// Of all blobs.
+    fn pieces(&self) -> u32 {
+        self.shape.pieces * u32::try_from(self.tasks).unwrap_or(u32::MAX)
     }
 
     fn all(&self) -> PieceSet {
@@ -150,12 +175,12 @@ impl Outcome {
 
     /// What the origin sent, in blobs.
     pub fn egress(&self, setup: &Setup) -> f64 {
-        self.origin_pieces as f64 / f64::from(setup.shape.pieces)
+        self.origin_pieces as f64 / f64::from(setup.pieces())
     }
 
     /// What went between zones, in blobs.
     pub fn copies_across(&self, setup: &Setup) -> f64 {
-        self.across as f64 / f64::from(setup.shape.pieces)
+        self.across as f64 / f64::from(setup.pieces())
     }
 }
 

@@ -392,12 +392,12 @@ impl Check {
         let most = |bulk: u32| run * if urgent { self.limits.urgent } else { bulk };
         let uploads = self.uploads.entry(parent).or_default();
         *uploads += pieces.len();
-        if *uploads > most(self.limits.uploads) {
+        if *uploads > most(self.limits.uploads.max(self.limits.untold)) {
             return Err(Violation::Uploads { parent, pieces: *uploads });
         }
         let downloads = self.downloads.entry(node).or_default();
         *downloads += pieces.len();
-        if *downloads > most(self.limits.downloads) {
+        if *downloads > most(self.limits.downloads.max(self.limits.untold)) {
             return Err(Violation::Downloads { node, pieces: *downloads });
         }
         Ok(())

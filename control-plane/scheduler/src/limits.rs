@@ -10,12 +10,16 @@ pub struct Limits {
     pub uploads: u32,
     /// Transfers assigned to one child at a time.
     pub downloads: u32,
+    /// The same two where the node hasn't told its rate: nothing but the reports paces such a link, so that one more
+    /// is on its way while links between nodes are being made.
+    pub untold: u32,
     /// From a decision to its first byte and from the last byte to the report, until it is known better.
     pub lead: Duration,
     /// Transfers a parent or a child may have at a time if a reader waits for the last of them.
     pub urgent: u32,
-    /// Leases of one task's origin at a time: it starts with the first and goes up to the second while that
-    /// doesn't slow the origin down.
+    /// Leases at a time: over all tasks, so many in any case; of one task, up to the second as long as that doesn't
+    /// slow its origin down. Each beyond what keeps the origin busy delays all others: a piece that
+    /// shares the origin's link with fifteen others is there, and can be passed on, fifteen pieces' time later.
     pub leases: (u32, u32),
     /// The most pieces in an assignment; large blobs get longer ones.
     pub run: u32,
@@ -57,9 +61,10 @@ impl Default for Limits {
         Self {
             uploads: 3,
             downloads: 3,
+            untold: 4,
             lead: Duration::from_millis(5),
             urgent: 16,
-            leases: (2, 16),
+            leases: (4, 16),
             run: 16,
             rate: 50_000,
             cells: 1 << 30,

@@ -1,19 +1,25 @@
 //! One direction of a node's link: what is on it, and when it will be free.
 //!
-//! A parent is given its next transfer shortly before the last one ends: early enough that the request is there in
-//! time, late enough that pieces which arrive meanwhile can go first. Copies of a new piece then double about once a piece's time.
+//! A parent whose rate is known from its node is given its next transfer shortly before the last one ends: early enough
+//! that the request is there in time, late enough that pieces which arrive meanwhile can go first. Copies of a new piece then
+//! double about once a piece's time. A rate that was only learned can't pace a link: it shows what was given out, so a
+//! link that idles between transfers would be taken for a slow one, and idle ever after. Such links have a few
+//! transfers at a time, and the reports set the pace.
 
 use std::time::Duration;
 
 use crate::event::Now;
 use crate::fetch::Fetch;
 
+/// The part by which a rate that was learned grows each time that it fades.
+const FADING: u64 = 16;
+
 #[derive(Clone, Debug, Default)]
 pub struct Link {
     /// Bytes per second; 0 while unknown.
     rate: u64,
-    /// Instead of it.
-    assumed: u64,
+    /// The rate is the node's own word, corrected by what is seen.
+    told: bool,
     /// When each transfer was given out that hasn't ended, oldest first.
     pending: Vec<Now>,
     /// Their bytes.
@@ -29,12 +35,12 @@ pub struct Link {
 impl Link {
     /// An upload: its rate is learned from how reports follow each other.
     pub fn up(rate: u64) -> Self {
-        Self { rate, learns: true, ..Self::default() }
+        Self { rate, told: rate > 0, learns: true, ..Self::default() }
     }
 
     /// A download. Reports say nothing of its rate: it may be the parents that are slow.
     pub fn down(rate: u64) -> Self {
-        Self { rate, ..Self::default() }
+        Self { rate, told: rate > 0, ..Self::default() }
     }
 
     pub const fn rate(&self) -> u64 {
@@ -45,23 +51,21 @@ impl Link {
         u32::try_from(self.pending.len()).unwrap_or(u32::MAX)
     }
 
+    /// The most transfers that it may have: `told` if its rate is known from its node, else `untold`.
+    pub const fn most(&self, told: u32, untold: u32) -> u32 {
+        if self.told { told } else { untold }
+    }
+
     /// Whether one more may be given out: `lead` is the time from a decision to its first byte and back.
     pub fn is_due(&self, now: Now, lead: Duration, most: u32) -> bool {
         let transfers = self.transfers();
-        transfers == 0
-            || transfers < most
-                && if self.rate_or_guess() == 0 {
-                    transfers < 2
-                } else {
-                    self.free_at <= now + lead
-                }
+        transfers == 0 || transfers < most && (!self.told || self.free_at <= now + lead)
     }
 
     /// When [`Self::is_due`] turns true without a report.
     pub fn due_at(&self, lead: Duration, most: u32) -> Option<Now> {
         let transfers = self.transfers();
-        (transfers > 0 && transfers < most && self.rate_or_guess() > 0)
-            .then(|| self.free_at.saturating_sub(lead))
+        (transfers > 0 && transfers < most && self.told).then(|| self.free_at.saturating_sub(lead))
     }
 
     /// A transfer is given out. Returns when its end should be reported.
@@ -93,15 +97,6 @@ impl Link {
         self.busy_since = (whole && !self.pending.is_empty()).then_some(now);
     }
 
-    /// What the rate is taken for while it is unknown.
-    pub fn assume(&mut self, rate: u64) {
-        self.assumed = rate;
-    }
-
-    fn rate_or_guess(&self) -> u64 {
-        if self.rate == 0 { self.assumed } else { self.rate }
-    }
-
     /// A transfer that takes longer than it should shows that the rate is lower than it was thought.
     pub fn is_at_most(&mut self, rate: u64) {
         if self.rate == 0 || self.rate > rate {
@@ -109,9 +104,14 @@ impl Link {
         }
     }
 
+    /// The rate may be higher by now than it is thought.
+    pub const fn fade(&mut self) {
+        self.rate += self.rate / FADING + 1;
+    }
+
     /// For `bytes` at the rate; none while it is unknown.
     fn time(&self, bytes: u64) -> Duration {
-        match self.rate_or_guess() {
+        match self.rate {
             0 => Duration::ZERO,
             rate => time(bytes, rate),
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use skimmer_proto::TaskId;
 
 use crate::event::{NodeId, NodeInfo, Now};
+use crate::limits::Limits;
 use crate::link::Link;
 
 /// Nodes that have left and whose conduct is remembered.
@@ -50,6 +51,10 @@ pub struct Node {
     pub slow: bool,
     /// When a piece last arrived on its disk, or it began to want some.
     pub last_arrival: Now,
+    /// How long a transfer takes to it, as the latest showed, or at least so long, as those that were taken back did.
+    pub pace: Duration,
+    /// A transfer to it has ended by itself: what takes much longer than that is its parent's doing.
+    pub paced: bool,
     /// No lease before.
     pub no_lease_before: Now,
     pub failed_leases: u32,
@@ -58,6 +63,14 @@ pub struct Node {
     pub wake: Option<Now>,
     /// It is on the list of nodes to look at.
     pub dirty: bool,
+}
+
+impl Node {
+    /// Transfers from it and to it at a time.
+    pub const fn most(&self, limits: &Limits) -> (u32, u32) {
+        let up = self.up.most(limits.uploads, limits.untold);
+        (up, self.down.most(limits.downloads, limits.untold))
+    }
 }
 
 /// Nodes by a small number that is used again, and by id.
@@ -92,6 +105,8 @@ impl Nodes {
             conduct: past.map(|(_, conduct)| conduct).unwrap_or_default(),
             slow: false,
             last_arrival: Now::ZERO,
+            pace: Duration::ZERO,
+            paced: false,
             no_lease_before: Now::ZERO,
             failed_leases: 0,
             leases: 0,

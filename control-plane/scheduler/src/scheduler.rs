@@ -42,6 +42,8 @@ pub struct Scheduler {
     last_join: Now,
     wakes: BTreeMap<Now, Vec<u32>>,
     next_sweep: Option<Now>,
+    /// Leases of all tasks.
+    leases: u32,
     /// Nodes and tasks to look at before the event is over.
     dirty_nodes: Vec<u32>,
     dirty_tasks: Vec<u32>,
@@ -67,6 +69,7 @@ impl Scheduler {
             last_join: Now::ZERO,
             wakes: BTreeMap::new(),
             next_sweep: None,
+            leases: 0,
             dirty_nodes: Vec::new(),
             dirty_tasks: Vec::new(),
             lead: limits.lead,

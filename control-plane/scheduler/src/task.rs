@@ -144,7 +144,7 @@ pub struct Task {
     /// Where the next search among equals begins.
     pub turn: u32,
     pub leases: u32,
-    /// Leases that the origin bears.
+    /// Leases that the origin bears, whatever other tasks have.
     pub leases_most: u32,
     /// The shortest time that a piece of the origin took.
     pub lease_best: Option<Duration>,
@@ -164,7 +164,7 @@ pub struct Task {
 }
 
 impl Task {
-    pub fn new(id: TaskId, shape: Shape, run: u32, leases: u32) -> Self {
+    pub fn new(id: TaskId, shape: Shape, run: u32) -> Self {
         Self {
             id,
             shape,
@@ -191,7 +191,7 @@ impl Task {
             now: Now::ZERO,
             turn: 0,
             leases: 0,
-            leases_most: leases,
+            leases_most: 1,
             lease_best: None,
             seeded: false,
             decisions: VecDeque::new(),

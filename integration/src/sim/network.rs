@@ -1,16 +1,20 @@
 //! The network, the nodes' transfers, and the clock.
 
+mod lines;
 mod transfers;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use skimmer_proto::PieceSet;
+use anyhow::Context as _;
+use skimmer_proto::{PieceSet, TaskId};
 use skimmer_scheduler::check::Check;
-use skimmer_scheduler::{Action, Class, Event, Fault, NodeId, NodeInfo, Scheduler};
+use skimmer_scheduler::{Action, Event, NodeInfo, Scheduler};
+use skimmer_swarm::plan;
 
-use super::planner::{Planner, Simple, Step};
+use self::lines::{Flows, Line, LineKey};
+use super::node::{Node, addressee, heard, id, key, peer, task_id};
 use super::random::Random;
 use super::{Oddity, Outcome, Setup, time};
 
@@ -18,8 +22,12 @@ use super::{Oddity, Outcome, Setup, time};
 const BURST: Duration = Duration::from_secs(1);
 /// How long after a node's death its stream ends and its children notice.
 const LOSS: Duration = Duration::from_millis(1000);
-/// How long a child waits for a piece in vain.
-const STALL: Duration = Duration::from_secs(5);
+
+/// Lines of history that are kept for when a promise is broken.
+const TRACED: usize = 100;
+
+/// Whose request, and its number there.
+pub type RequestKey = (u32, plan::RequestId);
 
 enum What {
     /// An event reaches the scheduler.
@@ -27,22 +35,40 @@ enum What {
     /// An action reaches a node.
     Told(u32, Action),
     Tick,
+    /// A node's planner looks at the time.
+    Wake(u32),
     /// A node begins, or dies.
     Begin(u32),
     Die(u32),
-    /// A request reaches the parent (`None`: the origin), which answers when its upload is free.
-    Request(u64),
-    /// The parent has sent the last byte.
-    Sent(Option<u32>, u64),
-    /// The first byte reaches the child; the last one left the parent, or will, at the time.
-    FirstByte(u64, Duration),
-    Arrive(u64),
-    /// The transfer failed, and the child knows.
-    Fail(u64, Fault),
-    /// The child loses patience.
-    Patience(u64),
-    /// A neighbour's news.
-    Has(u32, u32, PieceSet),
+    /// A request reaches the parent, which answers when its upload is free.
+    Request(RequestKey),
+    /// What was sent on a line has left it.
+    Sent(LineKey),
+    /// The first byte of a piece reaches the child; the last one left the parent, or will, at the time.
+    FirstByte(RequestKey, u32, Duration),
+    /// Some piece has gone through the shared links.
+    Flows(u64),
+    Arrive(RequestKey, u32),
+    /// The child hears that nothing more comes, and why.
+    End(RequestKey, Option<plan::Fault>),
+    /// A node notices that a link is gone.
+    Lost {
+        node: u32,
+        peer: u32,
+    },
+    /// A question what a node has, and the answer.
+    Probe {
+        child: u32,
+        parent: u32,
+        task: TaskId,
+        have: PieceSet,
+    },
+    Has {
+        node: u32,
+        peer: u32,
+        task: TaskId,
+        pieces: PieceSet,
+    },
     Reader(u32),
 }
 
@@ -69,32 +95,14 @@ impl Ord for Due {
     }
 }
 
-struct Transfer {
-    child: u32,
+struct Request {
+    /// `None`: the origin.
     parent: Option<u32>,
-    piece: u32,
-}
-
-struct Node {
-    oddity: Oddity,
-    zone: u32,
-    rate: u64,
-    alive: bool,
-    dead: bool,
-    have: PieceSet,
-    planner: Simple,
-    up: Uplink,
-    down_free: Duration,
-    done: Option<Duration>,
-    followers: BTreeSet<u32>,
-    following: Vec<u32>,
-    leases: u32,
-}
-
-#[derive(Default)]
-struct Uplink {
-    queue: VecDeque<u64>,
-    busy: Option<u64>,
+    task: usize,
+    /// Pieces that the parent has yet to send.
+    unsent: VecDeque<u32>,
+    /// How many the child has yet to get.
+    left: u32,
 }
 
 struct World<'a> {
@@ -107,9 +115,9 @@ struct World<'a> {
     count: u64,
     tick: Option<Duration>,
     nodes: Vec<Node>,
-    origin: Uplink,
-    transfers: BTreeMap<u64, Transfer>,
-    next_transfer: u64,
+    requests: BTreeMap<RequestKey, Request>,
+    lines: BTreeMap<LineKey, Line>,
+    flows: Flows,
     outcome: Outcome,
     trace: VecDeque<String>,
     unfinished: u32,
@@ -174,9 +182,9 @@ impl<'a> World<'a> {
             count: 0,
             tick: None,
             nodes: Vec::new(),
-            origin: Uplink::default(),
-            transfers: BTreeMap::new(),
-            next_transfer: 0,
+            requests: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            flows: Flows::default(),
             outcome,
             trace: VecDeque::new(),
             unfinished: 0,
@@ -193,36 +201,14 @@ impl<'a> World<'a> {
         self.queue.push(Reverse(Due { at, number: self.count, what }));
     }
 
-    /// From a node to the scheduler.
-    fn report(&mut self, event: Event) {
-        self.outcome.node_events += 1;
-        self.at(self.now + self.setup.control, What::Report(event));
-    }
-
     fn populate(&mut self) {
         let setup = self.setup;
         let span = setup.ideal();
         for number in 0..setup.nodes + setup.joining {
             let index = usize::try_from(number).unwrap_or(usize::MAX);
             let oddity = setup.oddities.get(index).copied().unwrap_or(Oddity::None);
-            let rate = if let Oddity::Slow(part) = oddity { setup.rate / part } else { setup.rate };
             let complete = oddity == Oddity::Complete;
-            let have = if complete { setup.all() } else { PieceSet::new() };
-            self.nodes.push(Node {
-                oddity,
-                zone: number % setup.zones.max(1),
-                rate,
-                alive: false,
-                dead: false,
-                planner: Simple::new(setup.all().difference(&have), number),
-                have,
-                up: Uplink::default(),
-                down_free: Duration::ZERO,
-                done: complete.then_some(Duration::ZERO),
-                followers: BTreeSet::new(),
-                following: Vec::new(),
-                leases: 0,
-            });
+            self.nodes.push(Node::new(number, oddity, setup));
             let joins = number >= setup.nodes;
             let begin = if joins {
                 BURST + nanos(self.random.below(as_nanos(span)))
@@ -261,16 +247,14 @@ impl<'a> World<'a> {
         let node = &self.nodes[number as usize];
         let rate = if self.setup.declared { node.rate } else { 0 };
         let seed = node.oddity == Oddity::Seed;
-        let mut key = [0; 32];
-        key[..4].copy_from_slice(&number.to_le_bytes());
         let zone = format!("z{}", node.zone);
-        let info = NodeInfo { key, zone, seed, upload: rate, download: rate };
-        Event::Joined { node: NodeId(u64::from(number)), info }
+        let info = NodeInfo { key: key(number), zone, seed, upload: rate, download: rate };
+        Event::Joined { node: id(number), info }
     }
 
     fn step(&mut self, what: What) -> anyhow::Result<()> {
         match what {
-            What::Report(event) => self.decide(event)?,
+            What::Report(event) => self.reported(event)?,
             What::Tick => {
                 // One that came before it has made it needless otherwise.
                 if self.tick == Some(self.now) {
@@ -278,30 +262,98 @@ impl<'a> World<'a> {
                     self.decide(Event::Tick)?;
                 }
             }
-            What::Told(node, action) => self.told(node, &action),
-            What::Begin(node) => self.begin(node),
+            What::Told(node, action) => {
+                if let Some(event) = heard(action) {
+                    self.plan(node, event)?;
+                }
+            }
+            What::Wake(node) => {
+                if self.nodes[node as usize].tick == Some(self.now) {
+                    self.nodes[node as usize].tick = None;
+                    self.plan(node, plan::Event::Tick)?;
+                }
+            }
+            What::Begin(node) => self.begin(node)?,
             What::Die(node) => self.die(node),
-            What::Request(id) => self.request(id),
-            What::Sent(parent, id) => self.sent(parent, id),
-            What::FirstByte(id, last) => self.first_byte(id, last),
-            What::Arrive(id) => self.arrive(id),
-            What::Fail(id, fault) => self.fail(id, fault),
-            What::Patience(id) => {
-                if self.transfers.contains_key(&id) {
-                    self.fail(id, Fault::Slow);
+            What::Request(key) => self.request(key)?,
+            What::Sent(line) => self.sent(line),
+            What::FirstByte(key, piece, last) => self.first_byte(key, piece, last),
+            What::Flows(generation) => {
+                if self.flows.generation == generation {
+                    self.flows_end();
                 }
             }
-            What::Has(node, from, pieces) => {
-                if self.nodes[node as usize].alive {
-                    let steps = self.nodes[node as usize]
-                        .planner
-                        .peer_has(NodeId(u64::from(from)), &pieces);
-                    self.take(node, steps);
-                }
+            What::Arrive(key, piece) => {
+                self.take_in(key.0, true);
+                self.arrive(key, piece)?;
             }
-            What::Reader(node) => self.reader(node),
+            What::End(key, fault) => self.end(key, fault)?,
+            What::Lost { node, peer: lost } => {
+                self.nodes[node as usize].links.remove(&lost);
+                self.plan(node, plan::Event::PeerLost { peer: peer(lost) })?;
+            }
+            What::Probe { .. } => self.probe(what)?,
+            What::Has { node, peer: of, task, pieces } => {
+                let peer = peer(of);
+                self.plan(node, plan::Event::Has { task, peer, pieces, active: false })?;
+            }
+            What::Reader(node) => self.reader(node)?,
         }
         Ok(())
+    }
+
+    /// One event through a node's planner.
+    fn plan(&mut self, number: u32, event: plan::Event) -> anyhow::Result<()> {
+        let (now, node) = (self.now, &mut self.nodes[number as usize]);
+        if !node.alive {
+            return Ok(());
+        }
+        let text = self.traced().then(|| format!("{event:?}"));
+        let node = &mut self.nodes[number as usize];
+        let actions = node.apply(now, event).with_context(|| format!("node {number}"))?;
+        if let Some(text) = text.filter(|_| !actions.is_empty()) {
+            self.remember(format!("{now:?} node {number} {text}\n  -> {actions:?}"));
+        }
+        for action in actions {
+            self.perform(number, action);
+        }
+        let node = &mut self.nodes[number as usize];
+        if let Some(wake) = node.next_wake(now).map(|wake| wake.max(now))
+            && node.tick.is_none_or(|tick| wake < tick)
+        {
+            node.tick = Some(wake);
+            self.at(wake, What::Wake(number));
+        }
+        Ok(())
+    }
+
+    fn traced(&self) -> bool {
+        self.setup.checked && self.setup.nodes <= 32
+    }
+
+    fn remember(&mut self, line: String) {
+        self.trace.push_back(line);
+        if self.trace.len() > TRACED {
+            self.trace.pop_front();
+        }
+    }
+
+    /// What reaches the scheduler; it hears nothing of parents that have left.
+    fn reported(&mut self, event: Event) -> anyhow::Result<()> {
+        match &event {
+            Event::Failed { parent: Some(parent), .. } => {
+                let parent = u32::try_from(parent.0)?;
+                if self.nodes[parent as usize].gone {
+                    return Ok(());
+                }
+            }
+            Event::Left { node } => {
+                let node = u32::try_from(node.0)?;
+                self.nodes[node as usize].gone = true;
+            }
+            _ => {}
+        }
+        self.decide(event)
     }
 
     /// One event through the scheduler.
@@ -312,21 +364,13 @@ impl<'a> World<'a> {
         }
         let actions = self.scheduler.apply(self.now, event);
         if let Some(event) = copy {
-            if self.setup.nodes <= 32 && !(actions.is_empty() && event == Event::Tick) {
-                self.trace.push_back(format!("{:?} {event:?}\n  -> {actions:?}", self.now));
-                if self.trace.len() > 60 {
-                    self.trace.pop_front();
-                }
+            if self.traced() && !(actions.is_empty() && event == Event::Tick) {
+                self.remember(format!("{:?} {event:?}\n  -> {actions:?}", self.now));
             }
             self.check.step(self.now, &event, &actions)?;
         }
         for action in actions {
-            let (Action::Assign { node, .. }
-            | Action::Lease { node, .. }
-            | Action::Neighbours { node, .. }
-            | Action::Cancel { node, .. }
-            | Action::Seed { node, .. }) = &action;
-            let number = u32::try_from(node.0)?;
+            let number = addressee(&action)?;
             self.at(self.now + self.setup.control, What::Told(number, action));
         }
         if let Some(wake) = self.scheduler.next_wake()
@@ -339,51 +383,55 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn begin(&mut self, number: u32) {
-        let (task, shape) = (self.setup.task(), self.setup.shape);
-        let all = self.setup.all();
+    fn begin(&mut self, number: u32) -> anyhow::Result<()> {
+        let setup = self.setup;
         let node = &mut self.nodes[number as usize];
         if node.dead {
-            return;
+            return Ok(());
         }
         node.alive = true;
-        let id = NodeId(u64::from(number));
-        let said = if node.oddity == Oddity::Liar { all.clone() } else { node.have.clone() };
-        let missing = all.difference(&node.have);
-        let (liar, complete) = (node.oddity == Oddity::Liar, missing.is_empty());
-        if !said.is_empty() {
-            self.report(Event::Announce { node: id, task, shape, pieces: said });
+        let liar = node.oddity == Oddity::Liar;
+        for task in 0..setup.tasks {
+            let have = &self.nodes[number as usize].have[task];
+            let said = if liar { setup.all() } else { have.clone() };
+            if !said.is_empty() {
+                let (node, task, shape) = (id(number), task_id(task), setup.shape);
+                self.report(Event::Announce { node, task, shape, pieces: said });
+            }
         }
-        self.report(Event::Announced { node: id });
-        if !complete && !liar {
-            let class = Class::PullThrough;
-            self.report(Event::Want {
-                node: id,
-                task,
-                shape,
-                pieces: missing,
-                class,
-                origin: true,
-            });
-        }
+        self.report(Event::Announced { node: id(number) });
         if liar {
             self.unfinished -= 1;
             self.nodes[number as usize].done = Some(Duration::ZERO);
         }
+        self.plan(number, plan::Event::SchedulerUp)?;
+        self.pull(number)
     }
 
-    fn reader(&mut self, number: u32) {
+    fn want(
+        &mut self,
+        number: u32,
+        task: usize,
+        pieces: PieceSet,
+        class: plan::Class,
+    ) -> anyhow::Result<()> {
+        let shape = self.setup.shape;
+        let shape = plan::Shape { pieces: shape.pieces, piece_len: shape.piece_len };
+        let task = task_id(task);
+        self.plan(number, plan::Event::Want { task, shape, pieces, class, origin: true })
+    }
+
+    fn reader(&mut self, number: u32) -> anyhow::Result<()> {
         let node = &self.nodes[number as usize];
         if !node.alive || node.oddity == Oddity::Liar {
-            return;
+            return Ok(());
         }
-        let (task, shape) = (self.setup.task(), self.setup.shape);
-        let piece = u32::try_from(self.random.below(u64::from(shape.pieces))).unwrap_or(0);
-        if !self.nodes[number as usize].have.contains(piece) {
-            let pieces = std::iter::once(piece).collect();
-            let (node, class) = (NodeId(u64::from(number)), Class::Fault);
-            self.report(Event::Want { node, task, shape, pieces, class, origin: true });
+        let pieces = u64::from(self.setup.shape.pieces);
+        let piece = u32::try_from(self.random.below(pieces)).unwrap_or(0);
+        if self.nodes[number as usize].have[0].contains(piece) {
+            return Ok(());
         }
+        self.want(number, 0, std::iter::once(piece).collect(), plan::Class::Fault)
     }
 
     fn die(&mut self, number: u32) {
@@ -393,63 +441,12 @@ impl<'a> World<'a> {
             self.unfinished -= 1;
         }
         node.alive = false;
-        node.up = Uplink::default();
-        let lost: Vec<(u64, bool)> = self
-            .transfers
-            .iter()
-            .filter(|(_, t)| t.child == number || t.parent == Some(number))
-            .map(|(id, t)| (*id, t.child == number))
-            .collect();
-        for (id, own) in lost {
-            if own {
-                self.transfers.remove(&id);
-            } else {
-                self.at(self.now + LOSS, What::Fail(id, Fault::Gone));
-            }
+        let links = std::mem::take(&mut node.links);
+        self.requests.retain(|(child, _), _| *child != number);
+        for node in links {
+            self.at(self.now + LOSS, What::Lost { node, peer: number });
         }
-        self.at(self.now + LOSS, What::Report(Event::Left { node: NodeId(u64::from(number)) }));
-    }
-
-    fn told(&mut self, number: u32, action: &Action) {
-        if self.nodes[number as usize].alive {
-            let steps = self.nodes[number as usize].planner.told(action);
-            self.take(number, steps);
-        }
-    }
-
-    fn take(&mut self, number: u32, steps: Vec<Step>) {
-        for step in steps {
-            match step {
-                Step::Fetch { from, pieces } => {
-                    let parent = from.and_then(|id| u32::try_from(id.0).ok());
-                    pieces.iter().for_each(|piece| self.fetch(number, parent, piece));
-                }
-                Step::Drop { pieces } => {
-                    let gone: Vec<u64> = self
-                        .transfers
-                        .iter()
-                        .filter(|(_, t)| t.child == number && pieces.contains(t.piece))
-                        .map(|(id, _)| *id)
-                        .collect();
-                    for id in gone {
-                        self.transfers.remove(&id);
-                    }
-                }
-                Step::Follow { peers } => self.follow(number, &peers),
-            }
-        }
-    }
-
-    fn follow(&mut self, number: u32, peers: &[NodeId]) {
-        for old in std::mem::take(&mut self.nodes[number as usize].following) {
-            self.nodes[old as usize].followers.remove(&number);
-        }
-        for peer in peers.iter().filter_map(|id| u32::try_from(id.0).ok()) {
-            self.nodes[number as usize].following.push(peer);
-            self.nodes[peer as usize].followers.insert(number);
-            let have = self.nodes[peer as usize].have.clone();
-            self.at(self.now + self.setup.latency * 2, What::Has(number, peer, have));
-        }
+        self.at(self.now + LOSS, What::Report(Event::Left { node: id(number) }));
     }
 
     fn finish(self) -> Outcome {

@@ -1,6 +1,9 @@
-//! A thousand nodes, and how near they come to what is possible.
+//! A thousand nodes, and how near they come to what is possible; and the bench's bursts of a few.
 
-use skimmer_integration::sim::{Oddity, Outcome, Setup, run};
+use std::time::Duration;
+
+use skimmer_integration::sim::{Oddity, Outcome, Setup, Sharing, run};
+use skimmer_scheduler::Shape;
 
 fn report(name: &str, setup: &Setup, outcome: &Outcome) {
     println!(
@@ -83,4 +86,30 @@ fn large_swarms_pick_among_neighbours() {
     assert_eq!(outcome.unfinished, 0);
     assert_eq!(outcome.origin_pieces, 64);
     assert!(outcome.ratio(&setup) <= 3.0);
+}
+
+/// Nodes that pull an image of four layers over shared links, and tell nobody how fast they are.
+fn burst(nodes: u32, pieces: u32, rate: u64) -> Setup {
+    Setup {
+        tasks: 4,
+        sharing: Sharing::Fair,
+        shape: Shape { pieces, piece_len: 256 << 10 },
+        rate,
+        declared: false,
+        control: Duration::from_millis(2),
+        ..Setup::new(nodes, pieces)
+    }
+}
+
+#[test]
+fn a_few_nodes_share_their_links() {
+    for seed in 1..=3 {
+        for (name, setup) in [("8", burst(8, 64, 6_250_000)), ("16", burst(16, 48, 3_125_000))] {
+            let setup = Setup { seed, ..setup };
+            let outcome = run(&setup).unwrap();
+            report(name, &setup, &outcome);
+            assert!(outcome.ratio(&setup) <= 1.12);
+            assert_eq!(outcome.egress(&setup), 1.0);
+        }
+    }
 }

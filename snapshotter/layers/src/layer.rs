@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::layers::Shared;
 use crate::mount::{Mount, error_chain};
+use crate::pulls::Turn;
 use crate::state::{Action, Event, Machine, State};
 pub use error::{Cause, LayerError};
 pub(crate) use open::Open;
@@ -81,6 +82,8 @@ struct Core {
     former: Vec<Mount>,
     /// Id of the mount, or of the one to come.
     place: Option<u64>,
+    /// For a pull-through, while it isn't known whether there has to be one.
+    turn: Option<Turn>,
 }
 
 impl Layer {
@@ -162,7 +165,7 @@ impl Layer {
     /// [`Event::Completed`] if the layer is opened anew.
     fn apply(self: &Arc<Self>, event: Event<Failure>, open: Option<Arc<Open>>) {
         let now = self.shared.now();
-        let (action, closed, completed) = {
+        let (action, closed, completed, turn) = {
             let mut core = self.core();
             let state = core.machine.state();
             let before = matches!(state, State::Local);
@@ -176,7 +179,12 @@ impl Layer {
                 core.place = None;
                 (core.take_mounts(), core.open.take())
             });
-            (action, closed, completed)
+            let opening = matches!(core.machine.state(), State::Opening);
+            let turn = if opening { None } else { core.turn.take() };
+            if action == Action::Open {
+                core.turn = Some(self.shared.pulls.queue());
+            }
+            (action, closed, completed, turn)
         };
         self.changed.send_replace(());
         if completed {
@@ -185,7 +193,7 @@ impl Layer {
         match action {
             Action::Nothing => {}
             Action::Open => self.spawn(Self::open),
-            Action::PullThrough => self.spawn(Self::pull_through),
+            Action::PullThrough => self.spawn(|layer| layer.pull_through(turn)),
             Action::Close => {
                 let (mounts, open) = closed.unwrap_or_default();
                 self.close(mounts, open.as_deref());
@@ -237,9 +245,10 @@ impl Layer {
         }
     }
 
-    async fn pull_through(self: Arc<Self>) {
+    async fn pull_through(self: Arc<Self>, turn: Option<Turn>) {
         let spec = self.spec();
-        let Ok(_turn) = self.shared.pulls.acquire().await else { return };
+        let turn = turn.unwrap_or_else(|| self.shared.pulls.queue());
+        let Some(_turn) = turn.come().await else { return };
         let _writer = self.shared.writer(spec.blob.digest).await;
         match Open::pull(&self.shared, &spec, Class::PullThrough).await {
             Ok((open, _)) => {

@@ -35,6 +35,7 @@ use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::metrics::Metrics;
 use crate::mount::{self, Keeping, Mounts, Reason, error_chain};
+use crate::pulls::Pulls;
 use crate::turns::Places;
 
 /// Layers that are completed in the background at once.
@@ -74,7 +75,7 @@ pub(crate) struct Shared {
     pub decoders: Arc<Decoders>,
     /// For reads that wait for bytes.
     pub places: Arc<Places>,
-    pub pulls: Semaphore,
+    pub pulls: Pulls,
     pub background: Arc<Semaphore>,
     /// How many layers have become complete.
     pub completed: watch::Sender<u64>,
@@ -111,7 +112,7 @@ impl Layers {
             leaving: Leaving::default(),
             decoders: Arc::new(Decoders::new(processors)),
             places: Places::new(config.fuse.max_waiting),
-            pulls: Semaphore::new(config.pulls.max(1)),
+            pulls: Pulls::new(config.pulls),
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),
             completed: watch::Sender::new(0),
             started: Instant::now(),

@@ -9,6 +9,7 @@ pub mod layers;
 mod metrics;
 pub mod mount;
 pub mod pull;
+mod pulls;
 mod sparse;
 pub mod state;
 mod turns;

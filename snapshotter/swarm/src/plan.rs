@@ -25,7 +25,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skimmer_cache::Class;
+pub use skimmer_cache::Class;
 use skimmer_proto::{PieceSet, TaskId};
 
 pub use self::event::{Action, Event, Fault, Limits, Now, Peer, Report, RequestId, Shape, Why};
@@ -47,6 +47,8 @@ pub struct Planner {
     /// How long pieces took lately, from their peer being free for them.
     bulk: Times,
     faults: Times,
+    /// When the latest piece came, from wherever.
+    last_received: Now,
     origin_failures: u32,
     origin_not_before: Now,
     /// Who isn't asked for a task, and until when, whatever becomes of its download.
@@ -89,6 +91,7 @@ impl Planner {
             next_request: 0,
             bulk: Times::default(),
             faults: Times::default(),
+            last_received: Now::ZERO,
             origin_failures: 0,
             origin_not_before: Now::ZERO,
             bans: BTreeMap::new(),
@@ -270,6 +273,7 @@ impl Planner {
             return;
         };
         let (task, peer, class) = (request.task, request.peer, request.class);
+        self.last_received = now;
         match peer.and_then(|peer| self.links.get_mut(&peer)) {
             Some(link) => {
                 let took = now.saturating_sub(link.free_since.max(request.asked));
@@ -294,9 +298,6 @@ impl Planner {
 
     fn stored(&mut self, now: Now, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
         let Some(download) = self.downloads.get_mut(task) else { return };
-        if download.stored.is_empty() {
-            download.stored_since = now;
-        }
         download.stored.insert_all(pieces);
         download.heard = now;
         let mut carriers = Vec::new();

@@ -195,6 +195,9 @@ impl Scheduler {
             self.end_upload(task, slot, &fetch, parent, whole);
             if let Some(node) = self.nodes.get_mut(node) {
                 node.down.end(now, &fetch, whole);
+                if whole {
+                    (node.pace, node.paced) = (now.saturating_sub(fetch.since), true);
+                }
             }
         } else {
             self.end_lease(task, slot, &fetch, whole);
@@ -292,7 +295,7 @@ impl Scheduler {
 
     fn new_task(&mut self, id: TaskId, shape: Shape) -> u32 {
         let run = run_of(shape.pieces, self.limits.run);
-        let task = Task::new(id, shape, run, self.limits.leases.0);
+        let task = Task::new(id, shape, run);
         let index = self.free_tasks.pop().unwrap_or_else(|| {
             self.tasks.push(None);
             u32::try_from(self.tasks.len() - 1).unwrap_or(u32::MAX)

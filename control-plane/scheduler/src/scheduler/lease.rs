@@ -1,7 +1,7 @@
 //! Leases of the origin: each piece that nobody has is fetched from there by one node.
 //!
-//! Successive pieces go to different nodes, so that each can pass on its own. How many leases are out at a time follows the origin:
-//! more while the time per piece stays as short as it was at best.
+//! Successive pieces go to different nodes, so that each can pass on its own. A few leases are out at any time, over all
+//! tasks; how many a task may have beyond follows the origin: more while the time per piece stays as short as it was at best.
 
 use skimmer_proto::{PieceSet, TaskId};
 
@@ -13,7 +13,11 @@ use crate::view::What;
 
 /// Leases that a node holds before others are asked, whatever else speaks for it.
 const FULL: u32 = 2;
-/// Bytes of one lease where no swarm waits for its first piece.
+/// A lease that takes this many percent longer than the quickest leaves the origin room for one more; …
+const EAGER: u32 = 25;
+/// … if it takes so many longer, there are too many.
+const CROWDED: u32 = 75;
+/// Bytes of one lease at most where no swarm waits for its first piece.
 const ALONE_BYTES: u64 = 8 << 20;
 
 /// Who gets the next lease; the least does.
@@ -45,7 +49,7 @@ impl Scheduler {
             && of.active
             && !of.orphans.is_empty()
         {
-            let full = of.leases >= of.leases_most;
+            let full = self.is_full(of);
             if of.barren || full && of.readers.is_empty() {
                 break;
             }
@@ -59,6 +63,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether the task has all the leases that it may have beside those of the others.
+    const fn is_full(&self, of: &Task) -> bool {
+        of.leases >= of.leases_most && self.leases >= self.limits.leases.0
+    }
+
     /// The most urgent orphan and who gets it.
     fn next_lease(&self, of: &Task) -> Option<(u32, u32)> {
         let mut urgent = PieceSet::new();
@@ -66,10 +75,12 @@ impl Scheduler {
             urgent.insert_all(&peer.fault.intersection(&of.orphans));
         }
         // Readers don't wait for the origin's other leases.
-        if of.leases >= of.leases_most && (urgent.is_empty() || of.leases >= of.leases_most * 2) {
+        let full = self.is_full(of);
+        let most = of.leases_most.max(self.limits.leases.0) * 2;
+        if full && (urgent.is_empty() || of.leases >= most) {
             return None;
         }
-        let others = if of.leases < of.leases_most { Some(&of.orphans) } else { None };
+        let others = if full { None } else { Some(&of.orphans) };
         let able: Vec<u32> = of
             .slots()
             .filter(|(_, peer)| {
@@ -108,9 +119,10 @@ impl Scheduler {
         let Some(of) = self.task(task) else { return };
         let Some(peer) = of.peer(slot) else { return };
         let id = peer.id;
-        let alone = ALONE_BYTES / of.shape.piece_len.max(1);
         let most = if of.wanting <= 2 {
-            of.run.max(u32::try_from(alone).unwrap_or(MAX_RUN).clamp(1, MAX_RUN))
+            // Whoever is the first of many looks alone as well: not more than it has shown to be alone for.
+            let alone = u32::try_from(ALONE_BYTES / of.shape.piece_len.max(1)).unwrap_or(MAX_RUN);
+            of.run.max(of.held[slot as usize].min(alone).min(MAX_RUN))
         } else {
             of.run
         };
@@ -161,6 +173,7 @@ impl Scheduler {
         }
         of.lost.remove_all(&pieces);
         of.leases += 1;
+        self.leases += 1;
         if let Some(node) = self.nodes.get_mut(node) {
             node.leases += 1;
         }
@@ -187,7 +200,8 @@ impl Scheduler {
     /// A lease is over; if `whole`, all of it arrived.
     pub(super) fn end_lease(&mut self, task: u32, slot: u32, fetch: &Fetch, whole: bool) {
         let now = self.now;
-        let most = self.limits.leases;
+        let most = self.limits.leases.1;
+        self.leases = self.leases.saturating_sub(1);
         let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
         of.leases = of.leases.saturating_sub(1);
         of.lost.insert_all(&fetch.set());
@@ -205,10 +219,10 @@ impl Scheduler {
         let took = now.saturating_sub(fetch.since) / pieces;
         let best = of.lease_best.map_or(took, |best| best.min(took));
         of.lease_best = Some(best);
-        if took <= best * 3 / 2 {
-            of.leases_most = (of.leases_most + 1).min(most.1);
-        } else if took > best * 3 {
-            of.leases_most = (of.leases_most - 1).max(most.0);
+        if took <= best + best * EAGER / 100 {
+            of.leases_most = (of.leases_most + 1).min(most);
+        } else if took > best + best * CROWDED / 100 {
+            of.leases_most = (of.leases_most - 1).max(1);
         }
     }
 }

@@ -51,9 +51,7 @@ impl Scheduler {
     /// Notes in all its tasks whether a node may be given uploads and downloads, and when to look again.
     pub(super) fn refresh(&mut self, number: u32) {
         let Some(node) = self.nodes.get_mut(number) else { return };
-        let (uploads, downloads) = (self.limits.uploads, self.limits.downloads);
-        // Links are at least as fast down as up.
-        node.down.assume(node.up.rate());
+        let (uploads, downloads) = node.most(&self.limits);
         let up = !node.conduct.quarantined && node.up.is_due(self.now, self.lead, uploads);
         let down = node.down.is_due(self.now, self.lead, downloads);
         for &(task, slot) in &node.active {
@@ -84,7 +82,7 @@ impl Scheduler {
     pub(super) fn fill_up(&mut self, number: u32) {
         while let Some(node) = self.nodes.get(number)
             && !node.conduct.quarantined
-            && node.up.is_due(self.now, self.lead, self.limits.uploads)
+            && node.up.is_due(self.now, self.lead, node.most(&self.limits).0)
         {
             let offers = node.active.iter().filter_map(|&(task, slot)| {
                 let of = self.task(task).filter(|of| of.mode == Mode::Direct)?;
@@ -99,7 +97,7 @@ impl Scheduler {
     pub(super) fn fill_down(&mut self, number: u32) {
         self.serve_readers(number);
         while let Some(node) = self.nodes.get(number)
-            && node.down.is_due(self.now, self.lead, self.limits.downloads)
+            && node.down.is_due(self.now, self.lead, node.most(&self.limits).1)
         {
             let offers = node.active.iter().filter_map(|&(task, slot)| {
                 let of = self.task(task).filter(|of| of.mode == Mode::Direct)?;
@@ -133,7 +131,7 @@ impl Scheduler {
                 if self.nodes.get(number).is_none_or(|n| n.down.transfers() >= self.limits.urgent) {
                     return;
                 }
-                if let Some(parent) = self.any_parent(of, slot, piece, self.limits.urgent) {
+                if let Some(parent) = self.any_parent(of, slot, piece, true) {
                     let score = Score { class: Class::Fault, local: 1, copies: 0, task };
                     self.assign(Offer { score, parent, child: slot, piece }, Reason::ReaderWaits);
                 }
@@ -141,15 +139,16 @@ impl Scheduler {
         }
     }
 
-    /// The best holder of a piece with fewer than `most` transfers, due or not.
-    fn any_parent(&self, of: &Task, child: u32, piece: u32, most: u32) -> Option<u32> {
+    /// The best holder of a piece that has fewer transfers than it may have, due or not.
+    fn any_parent(&self, of: &Task, child: u32, piece: u32, urgent: bool) -> Option<u32> {
         let to = of.peer(child)?;
         let score = |(slot, peer): (u32, &Peer)| {
             let node = self.nodes.get(peer.node)?;
             let able = peer.have.contains(piece)
                 && !peer.muted
                 && !node.conduct.quarantined
-                && node.up.transfers() < most
+                && node.up.transfers()
+                    < if urgent { self.limits.urgent } else { node.most(&self.limits).0 }
                 && !to.avoids(peer.node, self.now);
             let far = peer.zone != to.zone;
             let (transfers, held) = (node.up.transfers(), 0);
@@ -161,13 +160,18 @@ impl Scheduler {
     /// A child that starves takes what it gets.
     pub(super) fn feed(&mut self, task: u32, slot: u32) {
         let Some(of) = self.task(task) else { return };
+        // Other tasks may keep its link busy.
+        let node = of.peer(slot).and_then(|peer| self.nodes.get(peer.node));
+        if node.is_none_or(|node| node.down.transfers() >= node.most(&self.limits).1) {
+            return;
+        }
         let offer = match of.mode {
             Mode::Direct => for_child(of, task, slot, true),
             Mode::Graph => of.peer(slot).and_then(|peer| {
                 let (class, child) = (peer.class, slot);
                 let score = Score { class, local: 1, copies: 0, task };
                 peer.lack.iter().find_map(|piece| {
-                    let parent = self.any_parent(of, slot, piece, self.limits.uploads)?;
+                    let parent = self.any_parent(of, slot, piece, false)?;
                     Some(Offer { score, parent, child, piece })
                 })
             }),

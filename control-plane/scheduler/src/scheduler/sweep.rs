@@ -8,6 +8,8 @@ use crate::task::{Mode, Peer, Task};
 const SLOW: u64 = 8;
 /// A transfer is overdue after so many times what it should have taken.
 const OVERDUE: u32 = 4;
+/// Nor is it before so many times what the child's latest took.
+const SLUGGISH: u32 = 2;
 /// A lease is lost after so many times what the quickest took.
 const LEASE_OVERDUE: u32 = 64;
 /// A transfer that nobody else could do is taken back after so many times the patience.
@@ -26,6 +28,7 @@ impl Scheduler {
             .collect();
         let now = self.now;
         self.next_sweep = (!tasks.is_empty()).then(|| now + self.limits.sweep);
+        self.try_slow_nodes();
         self.find_slow_nodes();
         for task in tasks {
             if let Some(of) = self.task_mut(task) {
@@ -39,6 +42,18 @@ impl Scheduler {
             self.help_stuck(task);
             self.send_neighbours(task);
             self.touch_task(task);
+        }
+    }
+
+    /// Nobody is sent to a slow node who could go elsewhere, so that nothing would show that it is slow no more, or
+    /// only was while links were made: what is known of one that idles fades until it is tried again.
+    fn try_slow_nodes(&mut self) {
+        let numbers: Vec<u32> = self.nodes.numbers().collect();
+        for number in numbers {
+            let Some(node) = self.nodes.get_mut(number) else { continue };
+            if node.slow && node.up.transfers() == 0 {
+                node.up.fade();
+            }
         }
     }
 
@@ -70,7 +85,8 @@ impl Scheduler {
         let mut late = Vec::new();
         for (slot, peer) in of.slots() {
             // What else arrives meanwhile shows that the child is busy.
-            let heard = self.nodes.get(peer.node).map_or(Now::ZERO, |node| node.last_arrival);
+            let Some(node) = self.nodes.get(peer.node) else { continue };
+            let (heard, usual) = (node.last_arrival, node.pace * SLUGGISH);
             for fetch in &peer.fetches {
                 let took = self.now.saturating_sub(fetch.since.max(heard));
                 let lease = of.lease_best.filter(|_| fetch.parent.is_none());
@@ -80,7 +96,9 @@ impl Scheduler {
                 });
                 let over = took >= patience;
                 let expected = fetch.due.saturating_sub(fetch.since) + self.lead;
-                if over || fetch.parent.is_some() && took > expected * OVERDUE + self.limits.sweep {
+                // A child may be slow itself: what is taken from it too early it would have to begin again, for ever.
+                let most = (expected * OVERDUE + self.limits.sweep).max(usual);
+                if over || fetch.parent.is_some() && took > most {
                     late.push((slot, fetch.clone(), over));
                 }
             }
@@ -91,7 +109,11 @@ impl Scheduler {
             let elsewhere = fetch.pieces().all(|piece| another_has(of, piece, fetch.parent))
                 || fetch.parent.is_none()
                     && fetch.pieces().all(|piece| another_may_lease(of, slot, piece));
-            if let Some(number) = fetch.parent.and_then(|p| Some(of.peer(p)?.node)) {
+            let child = of.peer(slot).map(|peer| peer.node);
+            let paced = child.and_then(|c| self.nodes.get(c)).is_some_and(|child| child.paced);
+            if let Some(number) = fetch.parent.and_then(|p| Some(of.peer(p)?.node))
+                && paced
+            {
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
                 if let Some(node) = self.nodes.get_mut(number) {
                     node.up.is_at_most(fetch.bytes.saturating_mul(1_000_000) / micros);
@@ -107,6 +129,9 @@ impl Scheduler {
                 all.iter().position(|f| f.parent == fetch.parent && f.since == fetch.since)
             });
             if let Some(at) = at {
+                if let Some(child) = child.and_then(|child| self.nodes.get_mut(child)) {
+                    child.pace = child.pace.max(took);
+                }
                 match fetch.parent.and_then(|p| Some(self.task(task)?.peer(p)?.node)) {
                     Some(parent) => self.avoid(task, slot, parent, Fault::Slow),
                     None => self.origin_failed(task, slot, Fault::Slow),

@@ -78,8 +78,8 @@ impl Layer {
         toc: Digest,
     ) -> Result<(), Failure> {
         let spec = self.spec();
-        let turn = self.shared.pulls.acquire().await;
-        let _turn = turn.map_err(|_| self.failure(Cause::Interrupted))?;
+        let turn = self.shared.pulls.queue().come().await;
+        let _turn = turn.ok_or_else(|| self.failure(Cause::Interrupted))?;
         let _writer = self.shared.writer(spec.blob.digest).await;
         let (open, tree) = match Open::pull(&self.shared, &spec, Class::Background).await {
             Ok(pulled) => pulled,

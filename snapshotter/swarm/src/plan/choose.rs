@@ -162,7 +162,11 @@ impl Planner {
             })
             .collect();
         order.sort_unstable();
-        let most = if fault { self.limits.assigned_pieces } else { self.limits.chosen_pieces };
+        let most = match (fault, alone) {
+            (true, _) => self.limits.assigned_pieces,
+            (false, true) => self.limits.chosen_pieces,
+            (false, false) => self.limits.neighbour_pieces,
+        };
         let flying = u32::try_from(download.flying.len()).unwrap_or(u32::MAX);
         let room = self.limits.chosen_total.saturating_sub(flying) as usize;
         let room = if fault { order.len() } else { room };
@@ -174,7 +178,7 @@ impl Planner {
             }
             let Some(download) = self.downloads.get(&task) else { return };
             let holders = peers.iter().filter(|peer| has(download, peer, piece)).copied();
-            let Some(peer) = self.best(now, &holders.collect(), most) else { continue };
+            let Some(peer) = self.best(now, &holders.collect(), most, piece) else { continue };
             planned += 1;
             self.links.entry(peer).or_default().unanswered += 1;
             asks.entry(peer).or_default().insert(piece);
@@ -203,11 +207,17 @@ impl Planner {
     }
 
     /// The peer to ask, of those that have it: one with fewer than `most` unanswered pieces.
-    pub(super) fn best(&self, now: Now, peers: &BTreeSet<Peer>, most: u32) -> Option<Peer> {
+    pub(super) fn best(
+        &self,
+        now: Now,
+        peers: &BTreeSet<Peer>,
+        most: u32,
+        piece: u32,
+    ) -> Option<Peer> {
         let fitness = |peer: &Peer| {
             let (unanswered, not_before) =
                 self.links.get(peer).map_or((0, now), |link| (link.unanswered, link.not_before));
-            let tie = mix(self.seed, first_word(peer));
+            let tie = mix(self.seed ^ u64::from(piece), first_word(peer));
             Fitness { penalised: not_before > now, unanswered, tie, peer: *peer }
         };
         let rested = |peer: &&Peer| self.links.get(peer).is_none_or(|link| link.rest_until <= now);
@@ -218,9 +228,9 @@ impl Planner {
     /// Asks the peers of a task what they have, from time to time: the neighbours, or whoever is linked
     /// if this node is left alone.
     fn probe(&mut self, now: Now, task: TaskId, actions: &mut Vec<Action>) {
-        let every = self.limits.probe;
         let Some(download) = self.downloads.get(&task) else { return };
-        let known: BTreeSet<Peer> = if self.is_left_alone(now, download) {
+        let alone = self.is_left_alone(now, download);
+        let known: BTreeSet<Peer> = if alone {
             let up = self.links.iter().filter(|(_, link)| link.up);
             let away = self.links.iter().filter(|(_, link)| !link.up && link.not_before <= now);
             let linked = up.chain(away.take(REDIALLED)).map(|(peer, _)| *peer);
@@ -235,11 +245,9 @@ impl Planner {
                 continue;
             }
             let holder = download.holders.entry(peer).or_default();
-            let due = holder.asked_last.is_none_or(|at| at + every <= now);
+            let due = holder.asked_last.is_none_or(|at| at + self.limits.probe <= now);
             if due && holder.pieces.len() < pieces {
-                holder.asked_first.get_or_insert(now);
-                holder.asked_last = Some(now);
-                holder.awaited.get_or_insert(now);
+                download.asks_haves(now, peer);
                 actions.push(Action::Probe { task, peer });
             }
         }

@@ -18,9 +18,10 @@ pub struct Download {
     pub flying: BTreeMap<u32, Flying>,
     /// Received, not on disk yet; from whom, if not from the origin.
     pub landed: BTreeMap<u32, Option<Peer>>,
-    /// On disk, not reported yet, and since when.
+    /// On disk, not reported yet.
     pub stored: PieceSet,
-    pub stored_since: Now,
+    /// When more may be reported.
+    pub report_at: Now,
     /// By the scheduler's word; stays until the piece is here or the parent fails.
     pub assigned: BTreeMap<Peer, PieceSet>,
     pub leased: PieceSet,
@@ -82,7 +83,7 @@ impl Download {
             flying: BTreeMap::new(),
             landed: BTreeMap::new(),
             stored: PieceSet::new(),
-            stored_since: now,
+            report_at: now,
             assigned: BTreeMap::new(),
             leased: PieceSet::new(),
             neighbours: None,
@@ -220,6 +221,21 @@ impl Download {
             holder.grew = now;
         }
         holder
+    }
+
+    /// Neighbours that aren't known to have all of these.
+    pub fn lacking(&self, now: Now, pieces: &PieceSet) -> Vec<Peer> {
+        let has = |peer| self.holders.get(peer).is_some_and(|h| h.pieces.contains_all(pieces));
+        let named = self.neighbours.iter().flatten();
+        named.filter(|peer| !self.is_banned(peer, now) && !has(peer)).copied().collect()
+    }
+
+    /// A peer is asked what it has.
+    pub fn asks_haves(&mut self, now: Now, peer: Peer) {
+        let holder = self.holders.entry(peer).or_default();
+        holder.asked_first.get_or_insert(now);
+        holder.asked_last = Some(now);
+        holder.awaited.get_or_insert(now);
     }
 
     pub fn is_banned(&self, peer: &Peer, now: Now) -> bool {

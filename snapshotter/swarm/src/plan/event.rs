@@ -47,13 +47,16 @@ pub struct Limits {
     pub origin_run_bytes: u64,
     /// Pieces asked of one peer and not received, where the scheduler assigned them.
     pub assigned_pieces: u32,
-    /// The same, where this node chose them.
+    /// The same, where this node chose them among all that it knows, …
     pub chosen_pieces: u32,
+    /// … and among neighbours that the scheduler named: whoever has something new is asked by all of them, and
+    /// each piece that waits there delays how soon the next can be passed on.
+    pub neighbour_pieces: u32,
     /// Pieces in flight that this node chose itself, over all peers, in one task.
     pub chosen_total: u32,
-    /// How long arrivals are collected before they are reported.
+    /// Time between two reports of arrivals in one task: the first goes at once, for others wait for it.
     pub batch: Duration,
-    /// Time between two looks at a neighbour's have-map.
+    /// Time between two looks at a neighbour's have-map: it says by itself what it gets.
     pub probe: Duration,
     /// A fault that the scheduler doesn't answer goes to the origin after this.
     pub fault_patience: Duration,
@@ -89,6 +92,7 @@ impl Default for Limits {
             origin_run_bytes: 4 << 20,
             assigned_pieces: 64,
             chosen_pieces: 4,
+            neighbour_pieces: 1,
             chosen_total: 24,
             batch: ms(20),
             probe: ms(500),

@@ -47,14 +47,20 @@ impl Planner {
         }
     }
 
-    /// Reports what has been on disk for long enough, and forgets what is over.
+    /// Tells what is on disk unless that was done just now, and forgets what is over. The scheduler is told, and
+    /// neighbours that lack it: a question what they have says what this node has.
     pub(super) fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
         let (scheduler, batch) = (self.scheduler, self.limits.batch);
         self.downloads.retain(|task, download| {
-            let due = download.stored_since + batch <= now;
+            let due = download.report_at <= now;
             if !download.stored.is_empty() && (due || !scheduler) {
+                download.report_at = now + batch;
                 let pieces = std::mem::take(&mut download.stored);
                 if scheduler {
+                    for peer in download.lacking(now, &pieces) {
+                        download.asks_haves(now, peer);
+                        actions.push(Action::Probe { task: *task, peer });
+                    }
                     let arrived = Report::Arrived { task: *task, pieces };
                     actions.push(Action::Report(arrived));
                 }

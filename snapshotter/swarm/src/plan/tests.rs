@@ -120,11 +120,26 @@ fn leases_are_read_from_the_origin_and_assignments_from_their_parents() {
     assert_eq!(asked(&actions), [(0, set(0..4)), (0, set(4..8)), (0, set(8..10))]);
     let parent = Event::Assigned { task: task(1), parent: peer(3), pieces: set(20..30) };
     assert_eq!(asked(&b.apply(parent)), [(3, set(20..30))]);
-    let first = ids(&actions)[0];
-    b.receive(first);
-    b.now += 30 * MS;
-    let told = reports(&b.apply(Event::Tick));
-    assert_eq!(told, [Report::Arrived { task: task(1), pieces: set(0..4) }], "in one message");
+}
+
+#[test]
+fn an_arrival_is_reported_at_once_and_what_follows_it_soon_in_one_message() {
+    let mut b = Bench::led();
+    b.want(1, 0..100, Class::PullThrough);
+    let actions = b.apply(Event::Leased { task: task(1), pieces: set(0..4) });
+    let request = ids(&actions)[0];
+    let arrived = |pieces| Report::Arrived { task: task(1), pieces };
+    let mut told = Vec::new();
+    for piece in 0..4 {
+        b.now += MS;
+        b.apply(Event::Received { request, piece });
+        told.push(reports(
+            &b.apply(Event::Stored { task: task(1), pieces: set(piece..piece + 1) }),
+        ));
+    }
+    assert_eq!(told, [vec![arrived(set(0..1))], vec![], vec![], vec![]]);
+    b.now = b.planner.next_wake(b.now).unwrap();
+    assert_eq!(reports(&b.apply(Event::Tick)), [arrived(set(1..4))]);
 }
 
 #[test]
@@ -217,9 +232,30 @@ fn in_a_large_swarm_the_rarest_piece_is_chosen_first() {
     let asks = asked(&actions);
     let of = |n| asks.iter().find(|(peer, _)| *peer == n).map(|(_, p)| p.clone()).unwrap();
     assert!(of(4).contains(50), "{asks:?}");
-    assert!(asks.iter().all(|(_, pieces)| pieces.len() <= 4));
+    assert!(
+        asks.iter().all(|(_, pieces)| pieces.len() == 1),
+        "others wait there as well: {asks:?}"
+    );
     let rare = (40..51).filter(|p| asks.iter().any(|(_, pieces)| pieces.contains(*p))).count();
-    assert_eq!(rare, 8, "before those that all have: {asks:?}");
+    assert_eq!(rare, 2, "before those that all have: {asks:?}");
+}
+
+#[test]
+fn in_a_large_swarm_neighbours_hear_at_once_of_what_they_lack() {
+    let mut b = Bench::led();
+    b.want(1, 0..2, Class::PullThrough);
+    let peers = vec![(peer(3), set(0..2)), (peer(4), set(1..2))];
+    b.apply(Event::Neighbours { task: task(1), peers });
+    let told = b.apply(Event::Stored { task: task(1), pieces: set(0..1) });
+    let tells = |n| told.contains(&Action::Probe { task: task(1), peer: peer(n) });
+    assert_eq!([3, 4].map(tells), [false, true]);
+    // Also of the last piece, with which the download is over.
+    b.now += 20 * MS;
+    b.apply(Event::Has { task: task(1), peer: peer(4), pieces: set(0..1), active: true });
+    let peers = vec![(peer(3), set(0..2)), (peer(5), set(0..1))];
+    b.apply(Event::Neighbours { task: task(1), peers });
+    let told = b.apply(Event::Stored { task: task(1), pieces: set(1..2) });
+    assert!(told.contains(&Action::Probe { task: task(1), peer: peer(5) }), "{told:?}");
 }
 
 #[test]

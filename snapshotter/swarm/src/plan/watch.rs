@@ -51,9 +51,12 @@ impl Planner {
                 *asked = request.asked.min(*asked);
             }
         }
+        // Until something is known of usual times, what others bring shows that it is this node's link that is slow.
+        let known = self.bulk.percentile(50).is_some();
+        let busy = if known { Now::ZERO } else { self.last_received };
         let is_stalled = |(peer, asked): &(Peer, Now)| {
             let free = self.links.get(peer).map_or(Now::ZERO, |link| link.free_since);
-            now.saturating_sub(free.max(*asked)) >= wait
+            now.saturating_sub(free.max(*asked).max(busy)) >= wait
         };
         oldest.into_iter().filter(is_stalled).map(|(peer, _)| peer).collect()
     }
@@ -91,7 +94,7 @@ impl Planner {
                     && !download.is_banned(peer, now)
             });
             let others: BTreeSet<Peer> = others.map(|(peer, _)| *peer).collect();
-            if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces) {
+            if let Some(peer) = self.best(now, &others, self.limits.assigned_pieces, piece) {
                 self.links.entry(peer).or_default().unanswered += 1;
                 asks.entry((task, peer, class)).or_default().insert(piece);
             } else if asked.is_some() && overdue >= self.limits.fault_patience * 4 {
@@ -113,7 +116,7 @@ impl Planner {
 
     pub(super) fn next_due(&self, now: Now) -> Option<Now> {
         let reports = self.downloads.values().filter(|download| !download.stored.is_empty());
-        let report = reports.map(|download| download.stored_since + self.limits.batch).min();
+        let report = reports.map(|download| download.report_at).min();
         let urgent = Class::Fault as usize;
         let look = self.downloads.values().map(|download| {
             let mut classes = download.flying.values().map(|flying| flying.class);

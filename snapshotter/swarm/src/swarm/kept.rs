@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 /// See the module. Where there are too many, those that have run out go first, then those that will next.
@@ -12,11 +13,13 @@ use tokio::time::Instant;
 pub struct Kept<K, V> {
     most: usize,
     answers: Mutex<HashMap<K, (V, Instant)>>,
+    /// Of those that somebody is asking for.
+    turns: Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Kept<K, V> {
     pub fn new(most: usize) -> Self {
-        Self { most: most.max(1), answers: Mutex::default() }
+        Self { most: most.max(1), answers: Mutex::default(), turns: Mutex::default() }
     }
 
     /// If it hasn't run out.
@@ -26,6 +29,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Kept<K, V> {
             .get(key)
             .filter(|(_, until)| *until > Instant::now())
             .map(|(value, _)| value.clone())
+    }
+
+    /// Waits until nobody else asks for this answer, which then may be known. Held while asking.
+    pub async fn turn(&self, key: &K) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(key.clone()).or_default())
+        };
+        turn.lock_owned().await
     }
 
     /// However old it is.
@@ -69,6 +82,19 @@ mod tests {
         kept.put(99, 7, LONG);
         assert_eq!(kept.fresh(&99), Some(7));
         assert_eq!(kept.lock().len(), 3, "replaced in its place");
+    }
+
+    #[tokio::test]
+    async fn one_asks_for_an_answer_at_a_time() {
+        let kept: Kept<char, u32> = Kept::new(2);
+        let first = kept.turn(&'a').await;
+        let _other = kept.turn(&'b').await;
+        let mut second = Box::pin(kept.turn(&'a'));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        drop(second.await);
+        let _last = kept.turn(&'c').await;
+        assert_eq!(kept.turns.lock().unwrap().len(), 2, "what nobody asks for is forgotten");
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Inner {
         if let Some(standing) = known.fresh(origin) {
             return standing;
         }
+        // All layers of an image come at once: one asks for all.
+        let _turn = known.turn(origin).await;
+        if let Some(standing) = known.fresh(origin) {
+            return standing;
+        }
         let asked = timeout(PATIENCE, self.rights.is_public(blob)).await.ok().flatten();
         let (standing, kept) = match asked {
             Some(true) => (Standing { scope: Scope::Public, proved: true }, KEPT),

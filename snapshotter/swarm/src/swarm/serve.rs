@@ -212,6 +212,11 @@ struct Reader {
 
 impl PieceReader for Reader {
     fn find(&mut self, piece: u32) -> io::Result<Held> {
+        if self.table.is_none() {
+            // The blob may have been proved meanwhile: whoever vouched for its pieces is forgotten then.
+            let state = self.inner.state();
+            self.table = state.tasks.get(&self.task).and_then(|task| task.table.clone());
+        }
         let right = self.table.as_ref().and_then(|table| table.value(piece));
         if !self.blob.has(piece, None) {
             return Ok(Held::Absent);
