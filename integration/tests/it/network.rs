@@ -126,7 +126,7 @@ fn a_reader_waits_for_a_registry_that_stands_still() {
 fn a_reader_waits_for_credentials_that_are_right_again() {
     scenario("credentials-refused", |scenario| {
         let auth = Auth::Basic { user: USER, password: PASSWORD };
-        let mut lazy = Lazy::new(scenario, &auth, PATIENCE)?;
+        let lazy = Lazy::new(scenario, &auth, PATIENCE)?;
         let config = scenario.path("config.json");
         write_docker_config(&config, lazy.registry.address(), USER, "of-yesterday")?;
         lazy.node.skimmerd.expect_log("refused the credentials");
