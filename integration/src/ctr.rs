@@ -104,9 +104,14 @@ impl Containerd {
 
     /// Runs `program` in a running container; returns its output.
     pub fn exec(&self, id: &str, program: &[&str]) -> anyhow::Result<String> {
+        command::output_of(&mut self.exec_command(id, program)?, PATIENCE)
+    }
+
+    /// The command that does so.
+    pub fn exec_command(&self, id: &str, program: &[&str]) -> anyhow::Result<Command> {
         let mut call = self.ctr()?;
         call.args(["task", "exec", "--exec-id", &format!("exec-{}", unique()), id]).args(program);
-        command::output_of(&mut call, PATIENCE)
+        Ok(call)
     }
 
     /// Kills and deletes a running container, its snapshot included.

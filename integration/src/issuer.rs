@@ -1,6 +1,6 @@
 //! Issues bearer tokens for a registry (distribution's `docs/spec/auth/{token,jwt}.md`).
 //!
-//! One thread answers `GET /token`: Basic credentials in, a JSON Web Token out that grants what was asked for. openssl
+//! A thread for each connection answers `GET /token`: Basic credentials in, a JSON Web Token out that grants what was asked for. openssl
 //! makes the key and the signatures.
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -85,15 +85,20 @@ impl Issuer {
         let issued = Arc::new(AtomicUsize::new(0));
         let ending = Arc::new(AtomicBool::new(false));
         let (count, end) = (Arc::clone(&issued), Arc::clone(&ending));
+        let signer = Arc::new(signer);
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if end.load(Ordering::Relaxed) {
                     return;
                 }
-                // A client that goes away in mid-sentence is its own problem.
-                if stream.is_ok_and(|stream| answer(stream, &signer).unwrap_or(false)) {
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
+                let Ok(stream) = stream else { continue };
+                let (signer, count) = (Arc::clone(&signer), Arc::clone(&count));
+                // Of its own: clients keep connections in hand without saying a word.
+                std::thread::spawn(move || match answer(stream, &signer) {
+                    Ok(true) => _ = count.fetch_add(1, Ordering::Relaxed),
+                    Ok(false) => {}
+                    Err(error) => eprintln!("a request for a token was not answered: {error:#}"),
+                });
             }
         });
         let url = format!("http://{address}/token");

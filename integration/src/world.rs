@@ -24,6 +24,8 @@ pub struct World<'a> {
     pub reference: String,
     /// Who serves mounts on its nodes, if that isn't left to the whole run.
     pub mounts: Option<MountMode>,
+    /// Whether a holder keeps the descriptors of mounts on its nodes.
+    pub holder: bool,
     bits_per_second: Option<u64>,
     // After the registry that runs on it.
     _host: Option<Host>,
@@ -50,6 +52,7 @@ impl<'a> World<'a> {
             image,
             reference,
             mounts: None,
+            holder: false,
             bits_per_second,
             _host: host,
         })
@@ -97,6 +100,7 @@ impl<'a> World<'a> {
             background: Some(Duration::from_secs(60)),
             deadline: Duration::from_secs(300),
             mounts: self.mounts,
+            holder: self.holder,
             ..skimmerd::Setup::default()
         };
         Setup { skimmerd, ..Setup::default() }

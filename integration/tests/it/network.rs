@@ -65,6 +65,16 @@ impl Lazy {
         std::thread::spawn(move || read(&file))
     }
 
+    /// The same, for whom skimmerd has asked in vain, more than once since there were `before` failures.
+    fn waiting_reader(&self, before: usize) -> anyhow::Result<Reader> {
+        let reader = self.reader();
+        wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
+            (self.failures() > before + 2).then_some(())
+        })?;
+        anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
+        Ok(reader)
+    }
+
     /// How often skimmerd asked in vain.
     fn failures(&self) -> usize {
         self.node.skimmerd.log().matches("a request failed").count()
@@ -97,11 +107,7 @@ fn a_reader_waits_for_a_registry_that_comes_back() {
         let mut lazy = Lazy::new(scenario, &Auth::Anyone, PATIENCE)?;
         lazy.registry.stop()?;
         let before = lazy.failures();
-        let reader = lazy.reader();
-        wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
-            (lazy.failures() > before + 2).then_some(())
-        })?;
-        anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
+        let reader = lazy.waiting_reader(before)?;
         lazy.registry.resume()?;
         served(reader)
     });
@@ -150,11 +156,7 @@ fn a_reader_waits_until_a_new_certificate_is_trusted() {
         File::open(lazy.file())?.read_exact_at(&mut first, 0).context("read over TLS")?;
         lazy.registry.renew_certificate()?;
         let before = lazy.failures();
-        let reader = lazy.reader();
-        wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
-            (lazy.failures() > before + 2).then_some(())
-        })?;
-        anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
+        let reader = lazy.waiting_reader(before)?;
         lazy.registry.trust(scenario)?;
         served(reader)
     });

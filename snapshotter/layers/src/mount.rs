@@ -17,6 +17,7 @@ mod lazy;
 mod left;
 mod mounted;
 pub mod prefill;
+mod read_ahead;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,6 +44,7 @@ use left::{DataName, Name};
 pub use mounted::Mount;
 use mounted::Server;
 use prefill::{FileId, LeftPrefill, Prefill};
+use read_ahead::Bdi;
 
 /// A failed operation on the directory of mounts or on one mount.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +165,7 @@ impl Mounts {
             .and_then(|device| device.serve(file_system, config).map(|_thread| device));
         match served {
             Ok(device) => {
-                set_read_ahead(&path, config.lazy_read_ahead_kib);
+                Bdi::Device.set_read_ahead(&path, config.lazy_read_ahead_kib);
                 let flags = InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
                 let name = self.name(id, flags);
                 self.keep(&name, &device);
@@ -183,11 +185,11 @@ impl Mounts {
         }
         let path = self.point(id)?;
         let mounted = self.kernel.mount(inodes, data, &path);
-        if !matches!(mounted, Ok(true)) {
+        if !matches!(mounted, Ok(Some(_))) {
             self.give_up(&path);
         }
         match mounted {
-            Ok(done) => Ok(done.then(|| self.mount(id, Server::Kernel))),
+            Ok(bdi) => Ok(bdi.map(|bdi| self.mount(id, Server::Kernel).reading_ahead_by(bdi))),
             Err(source) => Err(Error::Kernel { source }),
         }
     }
@@ -430,17 +432,4 @@ fn remove_points(root: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Sets the kernel's read-ahead for the mount at `path`. Where it can't be set, reads are slower or
-/// longer, but right, so that failing is not an error.
-fn set_read_ahead(path: &Path, kib: u32) {
-    let written = mount_info().map_err(io::Error::other).and_then(|lines| {
-        let line = lines.into_iter().rfind(|line| line.mount_point == path);
-        let line = line.ok_or_else(|| io::Error::other("not in /proc/self/mountinfo"))?;
-        fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", line.device), kib.to_string())
-    });
-    if let Err(error) = written {
-        tracing::debug!(path = %path.display(), %error, "read-ahead stays at the kernel's default");
-    }
 }

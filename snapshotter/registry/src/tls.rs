@@ -17,7 +17,7 @@ use rustls::{ClientConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use self::verify::{Named, Unverified};
+use self::verify::Verifier;
 use crate::origin::is_local;
 
 const CLIENTS: usize = 64;
@@ -110,14 +110,13 @@ impl Clients {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(Error::Setup)?;
-        let builder = if material.skip_verify {
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(Arc::clone(&provider))))
+        let verifier = if material.skip_verify {
+            Verifier::of_anybody(Arc::clone(&provider))
         } else {
-            let named = Named::new(&self.system(), authorities(material)?, &provider)?;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(named))
+            let named = authorities(material)?;
+            Verifier::of_named(Arc::clone(&provider), &self.system(), named)?
         };
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = if material.clients.is_empty() {
             builder.with_no_client_auth()
         } else {

@@ -6,6 +6,7 @@
 mod adopt;
 mod burst;
 mod figure;
+mod fuse_read;
 mod graduated;
 mod idle_memory;
 mod index_build;
@@ -22,6 +23,7 @@ mod simulated;
 mod speedup;
 mod start;
 mod start_time;
+mod takeover_pause;
 mod transfer;
 mod warm_walk;
 
@@ -32,17 +34,21 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 29] = [
+const FIGURES: [&Figure; 33] = [
     &lazy_start::FIGURE,
     &kernel_lazy::FIGURE,
     &lazy_bytes::FIGURE,
     &pull_through::FIGURE,
+    &pull_through::SMALL,
+    &pull_through::LARGE,
     &read_local::FIGURE,
     &warm_walk::FIGURE,
     &index_size::FIGURE,
     &index_build::FIGURE,
     &idle_memory::FIGURE,
     &start_time::FIGURE,
+    &takeover_pause::FIGURE,
+    &fuse_read::FIGURE,
     &graduated::READ,
     &graduated::WALK,
     &graduated::RANDOM,

@@ -18,7 +18,7 @@ pub const FIGURE: Figure = Figure {
 };
 
 /// Reads a file in order; prints its length and the seconds it took.
-const PROGRAM: &str = "
+pub const PROGRAM: &str = "
 import os, time
 room = bytearray(1 << 20)
 start = time.perf_counter()

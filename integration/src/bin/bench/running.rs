@@ -31,8 +31,13 @@ impl Running {
     /// The numbers, separated by blanks, that a Python program prints in a container.
     pub fn python(&self, way: Way, program: &str) -> anyhow::Result<Vec<f64>> {
         let text = self.node.containerd.exec(way.snapshotter(), &["python3", "-c", program])?;
-        let numbers: Option<Vec<f64>> =
-            text.split_ascii_whitespace().map(|word| word.parse().ok()).collect();
-        numbers.ok_or_else(|| anyhow::anyhow!("a container printed {text:?} instead of numbers"))
+        numbers(&text)
     }
+}
+
+/// The numbers, separated by blanks, that a program has printed.
+pub fn numbers(text: &str) -> anyhow::Result<Vec<f64>> {
+    let numbers: Option<Vec<f64>> =
+        text.split_ascii_whitespace().map(|word| word.parse().ok()).collect();
+    numbers.ok_or_else(|| anyhow::anyhow!("a container printed {text:?} instead of numbers"))
 }

@@ -128,7 +128,10 @@ impl Layer {
         let (inodes, data) = open.paths();
         open.fill.data().forbid_punching();
         match self.shared.mounts.kernel(id, &inodes, &data) {
-            Ok(mount) => mount,
+            Ok(mount) => {
+                let kib = self.shared.config.fuse.read_ahead_kib;
+                mount.inspect(|mount| mount.set_read_ahead(kib))
+            }
             Err(error) => {
                 tracing::warn!(layer = %self.digest(), error = error_chain(&error), "the kernel doesn't serve the layer, FUSE does");
                 None

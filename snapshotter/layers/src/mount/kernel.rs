@@ -15,6 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::read_ahead::Bdi;
+
 /// The type that the mounts have in mountinfo.
 pub const FILE_SYSTEM: &str = "erofs";
 
@@ -74,13 +76,13 @@ impl Kernel {
         !self.ways.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Mounts a layer at `at`, read-only, with set-user-id programs and device nodes in force. `false`: this
+    /// Mounts a layer at `at`, read-only, with set-user-id programs and device nodes in force. `None`: this
     /// kernel can't.
-    pub fn mount(&self, inodes: &Path, data: &Path, at: &Path) -> Result<bool, Error> {
+    pub fn mount(&self, inodes: &Path, data: &Path, at: &Path) -> Result<Option<Bdi>, Error> {
         loop {
-            let Some(way) = self.best() else { return Ok(false) };
+            let Some(way) = self.best() else { return Ok(None) };
             match way.mount(inodes, data, at) {
-                Ok(()) => return Ok(true),
+                Ok(bdi) => return Ok(Some(bdi)),
                 Err(error) if error.is_inability() => {
                     tracing::info!(
                         ?way,
@@ -97,7 +99,7 @@ impl Kernel {
 
     /// Mounts a layer whose data file may have gaps: the kernel has to read it as a file, as only such reads can be
     /// waited for.
-    pub fn mount_gaps(inodes: &Path, data: &Path, at: &Path) -> Result<(), Error> {
+    pub fn mount_gaps(inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
         erofs(inodes, data, at)
     }
 
@@ -112,7 +114,7 @@ impl Kernel {
 }
 
 impl Way {
-    fn mount(self, inodes: &Path, data: &Path, at: &Path) -> Result<(), Error> {
+    fn mount(self, inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
         if self == Self::Files {
             return erofs(inodes, data, at);
         }
@@ -125,10 +127,11 @@ impl Way {
     }
 }
 
-fn erofs(inodes: &Path, data: &Path, at: &Path) -> Result<(), Error> {
+fn erofs(inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
     let options = format!("device={}", data.display());
     let flags = MsFlags::MS_RDONLY;
-    mount(Some(inodes), at, Some(FILE_SYSTEM), flags, Some(options.as_str())).map_err(|errno| {
+    let call = || mount(Some(inodes), at, Some(FILE_SYSTEM), flags, Some(options.as_str()));
+    Bdi::of_new(call).map_err(|errno| {
         let (inodes, data, at) = (inodes.to_owned(), data.to_owned(), at.to_owned());
         Error::Mount { inodes, data, at, source: errno.into() }
     })

@@ -134,12 +134,12 @@ impl Mounts {
         let file = served.map_err(|source| undo(Error::Prefill { source }))?;
         // By the descriptor: whatever has the file's name by now, this one is marked.
         let data = PathBuf::from(format!("/proc/self/fd/{}", filler.file().as_raw_fd()));
-        if let Err(source) = Kernel::mount_gaps(inodes, &data, &path) {
+        let bdi = Kernel::mount_gaps(inodes, &data, &path).map_err(|source| {
             prefill.unmounted(file);
-            return Err(undo(Error::Kernel { source }));
-        }
+            undo(Error::Kernel { source })
+        })?;
         let lazy = Lazy { prefill: Arc::clone(prefill), file, record };
-        Ok(self.mount(id, Server::Lazy(lazy)))
+        Ok(self.mount(id, Server::Lazy(lazy)).reading_ahead_by(bdi))
     }
 
     /// Serves a mount that an earlier process served, whose bytes come by `filler`. `file`: what it is known to be

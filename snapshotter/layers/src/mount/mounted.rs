@@ -11,7 +11,8 @@ use skimmer_keeper::Keeper;
 
 use super::lazy::Lazy;
 use super::left::Name;
-use super::{Error, error_chain, release, set_read_ahead};
+use super::read_ahead::Bdi;
+use super::{Error, error_chain, release};
 
 /// Who answers a mount's readers.
 pub enum Server {
@@ -28,12 +29,19 @@ pub struct Mount {
     id: u64,
     path: PathBuf,
     server: Server,
+    bdi: Bdi,
     mounted: bool,
 }
 
 impl Mount {
     pub(super) const fn new(id: u64, path: PathBuf, server: Server) -> Self {
-        Self { id, path, server, mounted: true }
+        Self { id, path, server, bdi: Bdi::Device, mounted: true }
+    }
+
+    /// The same, whose read-ahead is found by `bdi`.
+    pub(super) fn reading_ahead_by(mut self, bdi: Bdi) -> Self {
+        self.bdi = bdi;
+        self
     }
 
     pub const fn id(&self) -> u64 {
@@ -51,7 +59,7 @@ impl Mount {
 
     /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
     pub fn set_read_ahead(&self, kib: u32) {
-        set_read_ahead(&self.path, kib);
+        self.bdi.set_read_ahead(&self.path, kib);
     }
 
     /// Nothing is missing of `data`, and the disk knows: if that is what is mounted, the kernel needn't ask any more.

@@ -11,33 +11,54 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::Error;
 
-/// The usual rules, with one exception: a server may show a certificate that hosts.toml itself names as an
-/// authority, as self-made ones of private registries do. Go, and so containerd, allows that too.
+/// Checks servers' certificates by one of two rules.
 #[derive(Debug)]
-pub struct Named {
-    usual: Arc<WebPkiServerVerifier>,
-    authorities: Vec<CertificateDer<'static>>,
+pub struct Verifier {
+    provider: Arc<CryptoProvider>,
+    trust: Trust,
 }
 
-impl Named {
+#[derive(Debug)]
+enum Trust {
+    /// `skip_verify = true`: any certificate will do. What is fetched is checked by its digest.
+    Anybody,
+    /// The usual rules, with one exception: a server may show a certificate that hosts.toml itself names as an
+    /// authority, as self-made ones of private registries do. Go, and so containerd, allows that too.
+    Named {
+        /// `None`: there is no authority at all.
+        usual: Option<Arc<WebPkiServerVerifier>>,
+        authorities: Vec<CertificateDer<'static>>,
+    },
+}
+
+impl Verifier {
+    pub const fn of_anybody(provider: Arc<CryptoProvider>) -> Self {
+        Self { provider, trust: Trust::Anybody }
+    }
+
     /// `authorities` are those of hosts.toml, trusted beside those of the `system`.
-    pub fn new(
+    pub fn of_named(
+        provider: Arc<CryptoProvider>,
         system: &[CertificateDer<'static>],
         authorities: Vec<CertificateDer<'static>>,
-        provider: &Arc<CryptoProvider>,
     ) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(system.iter().cloned());
         for authority in &authorities {
             roots.add(authority.clone()).map_err(|error| Error::Authority(Some(error)))?;
         }
-        let provider = Arc::clone(provider);
-        let usual = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build();
-        Ok(Self { usual: usual.map_err(Error::Verifier)?, authorities })
+        let build = |roots: RootCertStore| {
+            let provider = Arc::clone(&provider);
+            WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build()
+        };
+        // A node that only speaks HTTP needs no authority.
+        let usual = (!roots.is_empty()).then(|| build(roots)).transpose();
+        let usual = usual.map_err(Error::Verifier)?;
+        Ok(Self { provider, trust: Trust::Named { usual, authorities } })
     }
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -46,15 +67,20 @@ impl ServerCertVerifier for Named {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let usual = self.usual.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        let (usual, authorities) = match &self.trust {
+            Trust::Anybody => return Ok(ServerCertVerified::assertion()),
+            Trust::Named { usual: Some(usual), authorities } => (usual, authorities),
+            Trust::Named { usual: None, .. } => return Err(CertificateError::UnknownIssuer.into()),
+        };
+        let checked = usual.verify_server_cert(certificate, intermediates, name, ocsp, now);
         // Dates are looked at before the kind: what is refused as "an authority" is in time.
         let is_of_wrong_kind =
-            matches!(&usual, Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))));
-        if is_of_wrong_kind && self.authorities.iter().any(|authority| authority == certificate) {
+            matches!(&checked, Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))));
+        if is_of_wrong_kind && authorities.iter().any(|authority| authority == certificate) {
             verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        usual
+        checked
     }
 
     fn verify_tls12_signature(
@@ -63,7 +89,8 @@ impl ServerCertVerifier for Named {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls12_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -72,60 +99,12 @@ impl ServerCertVerifier for Named {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls13_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
-    }
-}
-
-/// `skip_verify = true`: any certificate will do. What is fetched is checked by its digest.
-#[derive(Debug)]
-pub struct Unverified(pub Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -149,7 +128,7 @@ mod tests {
 
     fn check(shown: &CertificateDer<'_>, trusted: &CertificateDer<'static>, name: &str) -> bool {
         let provider = Arc::new(ring::default_provider());
-        let named = Named::new(&[], vec![trusted.clone()], &provider).unwrap();
+        let named = Verifier::of_named(provider, &[], vec![trusted.clone()]).unwrap();
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_000_000));
         let name = name.to_owned().try_into().unwrap();
         named.verify_server_cert(shown, &[], &name, &[], now).is_ok()
@@ -165,5 +144,15 @@ mod tests {
             let over = certificate(is_authority, true);
             assert!(!check(&over, &over, "registry.test"), "an authority: {is_authority}");
         }
+    }
+
+    #[test]
+    fn without_authorities_there_is_nobody_to_trust_but_http_works() {
+        let provider = Arc::new(ring::default_provider());
+        let nobody = Verifier::of_named(provider, &[], Vec::new()).unwrap();
+        let (own, name) = (certificate(false, false), "registry.test".try_into().unwrap());
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_000_000));
+        let checked = nobody.verify_server_cert(&own, &[], &name, &[], now);
+        assert_eq!(checked.unwrap_err(), CertificateError::UnknownIssuer.into());
     }
 }
