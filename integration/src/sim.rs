@@ -10,7 +10,7 @@ pub mod random;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use nix::time::{ClockId, clock_gettime};
 
 use skimmer_proto::PieceSet;
 use skimmer_scheduler::{Event, Limits, Now, Scheduler, Shape};
@@ -194,12 +194,9 @@ pub fn replay(limits: &Limits, log: Vec<(Now, Event)>) -> anyhow::Result<Duratio
     Ok(processor_time()?.saturating_sub(start))
 }
 
-/// Of this thread: the first field of `/proc/thread-self/schedstat`, in nanoseconds.
+/// Of this thread.
 fn processor_time() -> anyhow::Result<Duration> {
-    let path = "/proc/thread-self/schedstat";
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let first = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
-    first.map(Duration::from_nanos).with_context(|| format!("{path} holds {text:?}"))
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 /// How long `bytes` take at `rate` bytes per second.

@@ -65,8 +65,9 @@ impl Lazy {
         std::thread::spawn(move || read(&file))
     }
 
-    /// The same, for whom skimmerd has asked in vain, more than once since there were `before` failures.
-    fn waiting_reader(&self, before: usize) -> anyhow::Result<Reader> {
+    /// The same, for whom skimmerd has asked in vain, more than once.
+    fn waiting_reader(&self) -> anyhow::Result<Reader> {
+        let before = self.failures();
         let reader = self.reader();
         wait_for("skimmerd has asked in vain, more than once", PATIENCE, || {
             (self.failures() > before + 2).then_some(())
@@ -106,8 +107,7 @@ fn a_reader_waits_for_a_registry_that_comes_back() {
     scenario("registry-back", |scenario| {
         let mut lazy = Lazy::new(scenario, &Auth::Anyone, PATIENCE)?;
         lazy.registry.stop()?;
-        let before = lazy.failures();
-        let reader = lazy.waiting_reader(before)?;
+        let reader = lazy.waiting_reader()?;
         lazy.registry.resume()?;
         served(reader)
     });
@@ -155,8 +155,7 @@ fn a_reader_waits_until_a_new_certificate_is_trusted() {
         let mut first = [0; 512];
         File::open(lazy.file())?.read_exact_at(&mut first, 0).context("read over TLS")?;
         lazy.registry.renew_certificate()?;
-        let before = lazy.failures();
-        let reader = lazy.waiting_reader(before)?;
+        let reader = lazy.waiting_reader()?;
         lazy.registry.trust(scenario)?;
         served(reader)
     });
