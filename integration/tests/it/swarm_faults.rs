@@ -54,6 +54,33 @@ fn downloads_finish_without_a_scheduler() {
 }
 
 #[test]
+fn a_restarted_node_knows_its_neighbours() {
+    scenario("swarm-book", |scenario| {
+        let mut fleet = Fleet::of(scenario, shaped(), 3)?;
+        let (first, second) = (
+            image_of(scenario, "faults/met", &[3 << 20])?,
+            image_of(scenario, "faults/again", &[6 << 20])?,
+        );
+        let reference = fleet.registry.add(&first)?;
+        fleet.build_everywhere(&reference, LIMIT)?;
+        fleet.control.kill()?;
+        fleet.machines[2].skimmerd.kill()?;
+        fleet.machines[2].skimmerd.run()?;
+        // Two that have nobody but each other and the origin, and one that only its book can tell of them.
+        let reference = fleet.registry.add(&second)?;
+        for machine in &fleet.machines[..2] {
+            machine.build(&reference)?.wait(LIMIT)?;
+        }
+        let before = fleet.registry.sent_of(&second).bytes;
+        fleet.machines[2].build(&reference)?.wait(LIMIT)?;
+        let read_again = fleet.registry.sent_of(&second).bytes - before;
+        // A byte asks the origin whether it serves everybody.
+        anyhow::ensure!(read_again < MIB, "{read_again} bytes came from the registry");
+        fleet.check_blobs(&second, &[0, 1, 2])
+    });
+}
+
+#[test]
 fn a_node_works_without_any_control_plane() {
     scenario("swarm-no-control-plane", |scenario| {
         let mut fleet = Fleet::start(scenario, Setup::default())?;

@@ -85,7 +85,17 @@ const CRATES: [(&str, &str, &[&str]); 18] = [
 const PURE: [(&str, &[&str]); 3] = [
     (
         "proto",
-        &["blake3", "hex", "prost", "prost-types", "sha2", "thiserror", "tonic", "tonic-prost"],
+        &[
+            "blake3",
+            "hex",
+            "prost",
+            "prost-types",
+            "serde",
+            "sha2",
+            "thiserror",
+            "tonic",
+            "tonic-prost",
+        ],
     ),
     ("control-plane/scheduler", &["skimmer-proto", "thiserror"]),
     (

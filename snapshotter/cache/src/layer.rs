@@ -204,7 +204,11 @@ impl LayerFiles {
     /// `file` is open for reading and writing, by an earlier process. If it is the data file, that is opened by it: whoever
     /// watches the file for others who open it doesn't see us.
     pub fn lend_data(&self, file: File) {
-        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        *self.lent() = Some(file);
+    }
+
+    fn lent(&self) -> MutexGuard<'_, Option<File>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_file(
@@ -214,8 +218,10 @@ impl LayerFiles {
         data_len: u64,
         chunks: usize,
     ) -> Result<Arc<LayerData>, Error> {
-        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let shape = (data_len, chunks);
+        // Kept, for when the file is closed and opened again.
+        let lent = self.lent().as_ref().map(File::try_clone).transpose();
+        let failed = |source| Error::Read { blob: self.blob, name: DATA, source };
+        let (lent, shape) = (lent.map_err(failed)?, (data_len, chunks));
         let data = LayerData::open(self.blob, &self.dir, lent, shape, subject, &self.space)?;
         Ok(Arc::clone(open.insert(Arc::new(data))))
     }
@@ -319,6 +325,11 @@ impl LayerFiles {
         self.data.try_lock().map_or(true, |data| data.as_ref().is_some_and(is_shared))
     }
 
+    /// Whether there is a [lent](Self::lend_data) descriptor, which nobody can get a second time.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lent().is_some()
+    }
+
     fn data(&self) -> MutexGuard<'_, Option<Arc<LayerData>>> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -340,6 +351,7 @@ impl LayerFiles {
     /// The bitmap first: it must never describe a file that is gone.
     fn remove_data(&self, open: &mut Option<Arc<LayerData>>) -> Result<(), Error> {
         let blob = self.blob;
+        *self.lent() = None;
         if let Some(data) = open.take() {
             data.retire();
         }

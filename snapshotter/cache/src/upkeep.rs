@@ -143,8 +143,10 @@ impl Inner {
     fn close_idle(&self) {
         let mut open = self.open();
         open.blobs.retain(|_, blob| Arc::strong_count(blob) > 1 || blob.is_dirty());
-        open.layers
-            .retain(|_, layer| Arc::strong_count(layer) > 1 || layer.is_dirty() || layer.is_read());
+        open.layers.retain(|_, layer| {
+            let is_used = Arc::strong_count(layer) > 1 || layer.is_read() || layer.is_lent();
+            is_used || layer.is_dirty()
+        });
     }
 
     /// Everything on disk, with its size and use.

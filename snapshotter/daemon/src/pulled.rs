@@ -3,28 +3,32 @@
 //! Owns: which images that was done for.
 //! Does not own: where documents are kept, and who may have them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use skimmer_proto::Digest;
 use skimmer_snapshots::Binding;
 use skimmer_snapshots::identify::ContentError;
 use skimmer_snapshots::inventory::{self, Installed};
+use tokio::time::timeout;
 
 use crate::node::{Node, convert};
 
-/// Until containerd is listened to again, when it has gone.
+/// Until containerd is listened to again, when it has gone; and until images are looked at again whose layers aren't
+/// ours yet.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Images that are remembered as done; all are forgotten when there are more.
-const MAX_DONE: usize = 10_000;
+/// How long they are: containerd's client records an image before it unpacks it.
+const UNPACKED: Duration = Duration::from_secs(600);
+/// Images that are remembered as done, or to be looked at again; all are forgotten when there are more.
+const MAX_IMAGES: usize = 10_000;
 
 /// Keeps the documents of the images whose layers are ours, for as long as the daemon runs.
 pub async fn keep_documents(node: Node) {
-    let mut done = BTreeSet::new();
+    let mut images = Images::default();
     loop {
-        if let Err(error) = follow(&node, &mut done).await {
+        if let Err(error) = follow(&node, &mut images).await {
             let error = convert::words(&error);
             tracing::debug!(error, "containerd doesn't say which images it records");
         }
@@ -32,34 +36,63 @@ pub async fn keep_documents(node: Node) {
     }
 }
 
-type Done = BTreeSet<(String, Vec<Digest>)>;
+type Key = (String, Vec<Digest>);
 
-async fn follow(node: &Node, done: &mut Done) -> Result<(), ContentError> {
+#[derive(Default)]
+struct Images {
+    done: BTreeSet<Key>,
+    /// With the time when they were first seen.
+    others: BTreeMap<Key, (Instant, Installed)>,
+}
+
+async fn follow(node: &Node, images: &mut Images) -> Result<(), ContentError> {
     let containerd = &node.containerd;
     let recorded = containerd.recorded_images().and_then(async |(namespace, name)| {
         Ok(Vec::from_iter(inventory::image(containerd, &namespace, &name).await?))
     });
     // Listened to first, so that none is missed.
     let there = stream::once(inventory::images(containerd, ""));
-    let mut images = pin!(stream::select(recorded, there));
-    while let Some(found) = images.next().await {
-        for image in found? {
-            keep(node, &image, done).await?;
+    let mut found = pin!(stream::select(recorded, there));
+    loop {
+        match timeout(AGAIN, found.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(found)) => {
+                for image in found? {
+                    images.look(node, image, Instant::now()).await;
+                }
+            }
+            Err(_elapsed) => images.look_again(node).await,
         }
     }
-    Ok(())
 }
 
-async fn keep(node: &Node, image: &Installed, done: &mut Done) -> Result<(), ContentError> {
-    let key = (image.namespace.clone(), image.manifests.clone());
-    let ours = |layer: &Binding| !node.layers.get(layer.blob.digest).is_empty();
-    if done.contains(&key) || !image.layers.iter().any(ours) {
-        return Ok(());
+impl Images {
+    async fn look_again(&mut self, node: &Node) {
+        for (since, image) in std::mem::take(&mut self.others).into_values() {
+            if since.elapsed() < UNPACKED {
+                self.look(node, image, since).await;
+            }
+        }
     }
-    node.documents.keep_installed(&node.containerd, image).await?;
-    if done.len() >= MAX_DONE {
-        done.clear();
+
+    /// `since`: when it was first seen.
+    async fn look(&mut self, node: &Node, image: Installed, since: Instant) {
+        let key = (image.namespace.clone(), image.manifests.clone());
+        if self.done.contains(&key) {
+            return;
+        }
+        if self.done.len() + self.others.len() >= MAX_IMAGES {
+            (self.done, self.others) = (BTreeSet::new(), BTreeMap::new());
+        }
+        let ours = |layer: &Binding| !node.layers.get(layer.blob.digest).is_empty();
+        if !image.layers.iter().any(ours) {
+            self.others.insert(key, (since, image));
+            return;
+        }
+        if let Err(error) = node.documents.keep_installed(&node.containerd, &image).await {
+            let (image, error) = (image.name, convert::words(&error));
+            tracing::info!(image, error, "an image's documents are not kept for other nodes");
+        }
+        self.done.insert(key);
     }
-    done.insert(key);
-    Ok(())
 }

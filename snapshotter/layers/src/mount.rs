@@ -254,6 +254,8 @@ impl Mounts {
 
     fn point(&self, id: u64) -> Result<PathBuf, Error> {
         let path = self.path(id);
+        // Whatever an earlier mount of this number was.
+        lazy::remove_record(&left::record_of(&path));
         fs::create_dir(&path).map_err(|source| Error::Point { path: path.clone(), source })?;
         Ok(path)
     }
@@ -416,19 +418,21 @@ fn unmount_dead(path: &Path) -> Result<(), Error> {
 /// anything else was not made here.
 fn remove_points(root: &Path) -> Result<(), Error> {
     let failed = |source| Error::Root { path: root.to_owned(), source };
-    for entry in fs::read_dir(root).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if left::recorded_id(root, &path).is_some() && !path.with_extension("").exists() {
-            lazy::remove_record(&path);
-        }
-        if left::id_of(root, &path).is_none() {
-            continue;
-        }
-        match fs::remove_dir(&path) {
+    let entries = fs::read_dir(root).map_err(failed)?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    let paths = paths.map_err(failed)?;
+    for path in paths.iter().filter(|path| left::id_of(root, path).is_some()) {
+        match fs::remove_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
-                return Err(Error::Point { path, source: error });
+                return Err(Error::Point { path: path.clone(), source: error });
             }
             _ => {}
+        }
+    }
+    // Last, when the directories tell which mounts there are.
+    for path in paths.iter().filter(|path| left::recorded_id(root, path).is_some()) {
+        if !path.with_extension("").exists() {
+            lazy::remove_record(path);
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use skimmer_keeper::Lasts;
 use skimmer_proto::Digest;
 
-use super::kernel::Kernel;
+use super::kernel::{self, Kernel};
 use super::left::{self, DataName};
 use super::mounted::{Mount, Server};
 use super::prefill::{self, FileId, Filler, LeftEvents, LeftPrefill, Prefill};
@@ -207,7 +207,7 @@ impl Mounts {
         &mut self,
         left: LeftPrefill,
     ) -> Result<Option<LeftEvents>, prefill::Error> {
-        let needed = left.group.is_some() || self.has_records();
+        let needed = left.group.is_some() || self.has_recorded();
         if !needed && self.lazily.is_err() {
             return Ok(None);
         }
@@ -229,9 +229,14 @@ impl Mounts {
         left::prefill_names(left::Name::place_of(&self.root), prefill::VERSION)
     }
 
-    fn has_records(&self) -> bool {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).any(|path| left::recorded_id(&self.root, &path).is_some())
+    /// Whether something is mounted that may have to ask for bytes. The record of what isn't mounted means nothing.
+    fn has_recorded(&self) -> bool {
+        let lines = super::mount_info().unwrap_or_default();
+        let mut ours = lines.iter().filter(|line| {
+            line.file_system == kernel::FILE_SYSTEM
+                && left::id_of(&self.root, &line.mount_point).is_some()
+        });
+        ours.any(|line| left::record_of(&line.mount_point).exists())
     }
 
     /// Remembers the descriptor of a data file that was kept for mount `name.id`.

@@ -21,7 +21,7 @@ mod journal;
 mod numbers;
 mod ticket;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -101,6 +101,8 @@ struct Inner {
     starved: AtomicBool,
     /// Events of an earlier process whose numbers may come again: nothing is taken before they are answered.
     ambiguous: AtomicUsize,
+    /// Files that have become complete: what was asked before that is there.
+    finished: Mutex<BTreeSet<FileId>>,
 }
 
 /// A marked file.
@@ -158,10 +160,14 @@ impl Prefill {
             stopped: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             ambiguous: AtomicUsize::new(0),
+            finished: Mutex::default(),
         };
         numbers::ignore_lease_breaks();
-        let prefill = Self { inner: Arc::new(inner), thread: Mutex::default() };
-        Ok((prefill, LeftEvents(events)))
+        // Before anything else takes the numbers.
+        let reserve =
+            |event: LeftEvent| (Number::reserve(event.event.number, inner.wake.as_fd()), event);
+        let events = LeftEvents(events.into_iter().map(reserve).collect());
+        Ok((Self { inner: Arc::new(inner), thread: Mutex::default() }, events))
     }
 
     /// Events are taken from now on. All that was left has to be known.
@@ -181,6 +187,7 @@ impl Prefill {
     pub fn expect(&self, file: File, name: String, mounted: bool) -> io::Result<FileId> {
         let id = FileId::of(file.as_fd())?;
         let mut files = self.inner.files();
+        self.inner.finished().remove(&id);
         let entry = files.entry(id).or_insert_with(|| Entry::new(file));
         entry.kept.push(name);
         entry.mounts += usize::from(mounted);
@@ -210,6 +217,7 @@ impl Prefill {
         let file = filler.file().try_clone().map_err(failed)?;
         keep(self.inner.keeper.as_ref(), &name, file.as_fd())?;
         let mut files = self.inner.files();
+        self.inner.finished().remove(&id);
         let entry = files.entry(id).or_insert_with(|| Entry::new(file));
         entry.kept.push(name);
         entry.mounts += 1;
@@ -227,7 +235,11 @@ impl Prefill {
         let mut files = self.inner.files();
         let Some(entry) = files.get(&id) else { return Ok(()) };
         self.inner.group.unmark(&entry.file).map_err(|source| Error::Mark { source })?;
-        if let Some(entry) = files.remove(&id) {
+        // Those who asked before may still wait to be taken.
+        self.inner.finished().insert(id);
+        let finished = files.remove(&id);
+        drop(files);
+        if let Some(entry) = finished {
             self.inner.forget(&entry);
         }
         Ok(())
@@ -271,7 +283,7 @@ impl Drop for Prefill {
 }
 
 /// What an earlier process took and didn't answer.
-pub struct LeftEvents(Vec<LeftEvent>);
+pub struct LeftEvents(Vec<(Number, LeftEvent)>);
 
 impl Entry {
     const fn new(file: File) -> Self {
@@ -335,7 +347,12 @@ impl Inner {
         let Some(range) = range else { return };
         let filler = {
             let mut files = self.files();
-            let Some(entry) = files.get_mut(&id) else { return };
+            let Some(entry) = files.get_mut(&id) else {
+                if self.finished().contains(&id) {
+                    ticket.filled();
+                }
+                return;
+            };
             if entry.filler.is_none() && entry.mounts > 0 {
                 entry.waiting.push((range.clone(), Arc::clone(ticket)));
             }
@@ -348,9 +365,8 @@ impl Inner {
 
     /// Begins on what an earlier process took. If that one ended before it knew the file, the range is had in all: so
     /// it is there, whichever it was.
-    fn take_over(self: &Arc<Self>, left: Vec<LeftEvent>) {
-        for LeftEvent { slot, event, file } in left {
-            let number = Number::reserve(event.number, self.wake.as_fd());
+    fn take_over(self: &Arc<Self>, left: Vec<(Number, LeftEvent)>) {
+        for (number, LeftEvent { slot, event, file }) in left {
             self.ambiguous.fetch_add(usize::from(number.is_ambiguous()), Ordering::AcqRel);
             let expected =
                 || self.files().iter().filter(|(_, e)| e.mounts > 0).map(|(id, _)| *id).collect();
@@ -406,6 +422,11 @@ impl Inner {
     fn wake(&self) {
         // It can only be full, which wakes as well.
         let _ = self.wake.write(1);
+    }
+
+    /// Never held while the files are waited for.
+    fn finished(&self) -> MutexGuard<'_, BTreeSet<FileId>> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<FileId, Entry>> {

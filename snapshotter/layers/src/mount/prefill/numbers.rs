@@ -15,7 +15,7 @@ const F_SETLEASE: libc::c_int = 1024;
 #[derive(Debug)]
 pub struct Number {
     value: RawFd,
-    /// `None`: the number means something else in this process.
+    /// `None`: the number means something else in this process, or is none.
     held: Option<OwnedFd>,
 }
 
@@ -45,7 +45,7 @@ impl Number {
 
     /// Whether another event may get the number before this one is answered.
     pub const fn is_ambiguous(&self) -> bool {
-        self.held.is_none()
+        self.held.is_none() && self.value >= 0
     }
 
     /// The file that the event is about.
@@ -93,7 +93,8 @@ mod tests {
         assert!(taken.is_ambiguous() && taken.value() == 900);
         drop(reserved);
         assert!(!Number::reserve(900, file.as_fd()).is_ambiguous(), "it was given back");
-        assert!(Number::taken(-1).file().is_err());
+        let none = Number::taken(-1);
+        assert!(none.file().is_err() && !none.is_ambiguous(), "nobody can be given it");
     }
 
     #[test]
