@@ -4,7 +4,7 @@
 //! makes the key and the signatures.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -94,10 +94,15 @@ impl Issuer {
                 let Ok(stream) = stream else { continue };
                 let (signer, count) = (Arc::clone(&signer), Arc::clone(&count));
                 // Of its own: clients keep connections in hand without saying a word.
-                std::thread::spawn(move || match answer(stream, &signer) {
-                    Ok(true) => _ = count.fetch_add(1, Ordering::Relaxed),
-                    Ok(false) => {}
-                    Err(error) => eprintln!("a request for a token was not answered: {error:#}"),
+                std::thread::spawn(move || {
+                    match answer(&stream, &signer) {
+                        Ok(true) => _ = count.fetch_add(1, Ordering::Relaxed),
+                        Ok(false) => {}
+                        Err(error) => {
+                            eprintln!("a request for a token was not answered: {error:#}");
+                        }
+                    }
+                    hear_out(&stream);
                 });
             }
         });
@@ -131,7 +136,7 @@ impl Drop for Issuer {
 }
 
 /// Answers one request; whether it was granted.
-fn answer(mut stream: TcpStream, signer: &Signer) -> anyhow::Result<bool> {
+fn answer(mut stream: &TcpStream, signer: &Signer) -> anyhow::Result<bool> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let target = lines.next().context("no request")??;
@@ -160,6 +165,12 @@ fn answer(mut stream: TcpStream, signer: &Signer) -> anyhow::Result<bool> {
         body.len()
     )?;
     Ok(account.is_some())
+}
+
+/// Waits for the client to end. Closing with something unread, such as the body of a form, would take the answer back.
+fn hear_out(mut stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
 
 impl Account {

@@ -1,7 +1,7 @@
 //! A layer's objects and data file.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use skimmer_cache::{Cache, LayerFiles, layer};
@@ -97,11 +97,12 @@ async fn a_lent_descriptor_is_used_for_the_file_that_it_is_of() {
     let other = tempfile::tempfile().unwrap();
     other.set_len(MIB).unwrap();
     for (lent, is_used) in [(same, true), (other, false)] {
-        let number = lent.as_raw_fd();
+        // Whoever uses it shares its position.
+        (&lent).seek(SeekFrom::Start(7)).unwrap();
         let files = open(dir.path(), &Twin::honest()).layer(blob()).unwrap();
         files.lend_data(lent);
         let data = files.open_data(MIB, 1).unwrap();
-        assert_eq!(data.file().as_raw_fd() == number, is_used);
+        assert_eq!(data.file().stream_position().unwrap() == 7, is_used);
         let (used, stored) =
             (data.file().metadata().unwrap(), fs::metadata(files.data_path()).unwrap());
         assert_eq!(used.ino(), stored.ino());
