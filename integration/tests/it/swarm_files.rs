@@ -180,3 +180,22 @@ fn a_file_is_had_in_parts_and_goes_on_where_it_stopped() {
         Ok(())
     });
 }
+
+#[test]
+fn a_files_host_is_trusted_as_hosts_toml_says() {
+    scenario("swarm-files-trust", |scenario| {
+        let mut fleet = Fleet::of(scenario, Setup::default(), 1)?;
+        let (image, urls) = files(scenario, &fleet, &[1 << 20])?;
+        fleet.registry.renew_certificate()?;
+        let url = urls[0].replace("http://", "https://");
+        let (mut untrusted, _) = call(&fleet.machines[0], &[&url], "untrusted")?;
+        let refused = untrusted.output()?;
+        assert!(!refused.status.success(), "nobody vouches for it");
+        fleet.registry.trust(scenario)?;
+        // Files of hosts are read again from time to time.
+        let trusted = wait_for("the certificate is trusted", NOTICE, || {
+            get(&fleet.machines[0], &[&url], "trusted").ok()
+        })?;
+        same(&trusted.1, &image.layers[0].blob.digest)
+    });
+}

@@ -5,12 +5,13 @@
 //! a log. Does not own: whether the bytes are right.
 //!
 //! Invariants:
-//! - No credentials are sent but those in the address itself.
+//! - No credentials are sent but those in the address itself. Of what hosts.toml says about a host, the authorities of its
+//!   `ca` are trusted; nothing else of it is for files.
 //! - Bytes of a file that has changed are never mixed with those of the one that was asked for.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use skimmer_cache::source::{Blame, BlobRef, ByteStream, FetchError, Origin};
 use skimmer_proto::Digest;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::hosts::{self, Hosts};
 use crate::redact::PlainUrl;
 use crate::tls::{self, Clients, Material};
 
@@ -42,6 +44,8 @@ pub enum Error {
     Address(String),
     #[error("set up TLS for {url}")]
     Tls { url: PlainUrl, source: tls::Error },
+    #[error("find out which authorities {url} is trusted by")]
+    Hosts { url: PlainUrl, source: hosts::Error },
     #[error("ask {url}")]
     Ask { url: PlainUrl, source: reqwest::Error },
     #[error("{url} did not answer in time")]
@@ -75,7 +79,9 @@ impl Error {
 
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Address(_) | Self::Tls { .. } | Self::Forgotten => Blame::Local,
+            Self::Address(_) | Self::Tls { .. } | Self::Hosts { .. } | Self::Forgotten => {
+                Blame::Local
+            }
             Self::Refused { .. } => Blame::Refused,
             _ => Blame::Registry,
         }
@@ -151,6 +157,7 @@ struct Known {
 /// See the module's documentation.
 pub struct Files {
     clients: Clients,
+    hosts: Arc<Hosts>,
     deadline: Duration,
     response_timeout: Duration,
     stall_timeout: Duration,
@@ -160,11 +167,12 @@ pub struct Files {
 impl Files {
     pub fn new(
         clients: Clients,
+        hosts: Arc<Hosts>,
         deadline: Duration,
         response_timeout: Duration,
         stall_timeout: Duration,
     ) -> Self {
-        Self { clients, deadline, response_timeout, stall_timeout, known: Mutex::default() }
+        Self { clients, hosts, deadline, response_timeout, stall_timeout, known: Mutex::default() }
     }
 
     /// Asks for the file's first byte, to learn what there is.
@@ -212,8 +220,7 @@ impl Files {
         }
         let name = format!("{PREFIX}{}", address.key(validator.unwrap_or_default()).hex());
         let (address, validator) = (address.clone(), validator.map(str::to_owned));
-        let (host, port) = (address.0.host_str(), address.0.port_or_known_default());
-        let host = format!("{}:{}", host.unwrap_or_default(), port.unwrap_or_default());
+        let host = host_of(&address.0);
         known.insert(name.clone(), Known { address, validator, since: Instant::now() });
         Origin { host, repository: name }
     }
@@ -319,9 +326,22 @@ impl Files {
         Err(Error::Redirect { url: address.plain() })
     }
 
+    /// Who vouches for the host at `url`, beside the system's authorities.
+    async fn trust(&self, url: &Url) -> Result<Material, Error> {
+        if url.scheme() != "https" {
+            return Ok(Material::default());
+        }
+        let endpoints = self.hosts.endpoints(&host_of(url)).await;
+        let endpoints =
+            endpoints.map_err(|source| Error::Hosts { url: PlainUrl::from(url), source })?;
+        let own = endpoints.iter().find(|endpoint| !endpoint.is_mirror);
+        let authorities = own.map(|endpoint| endpoint.tls.authorities.clone());
+        Ok(Material { authorities: authorities.unwrap_or_default(), ..Material::default() })
+    }
+
     async fn send(&self, at: &Url, headers: &HeaderMap) -> Result<Response, Error> {
         let url = PlainUrl::from(at);
-        let client = self.clients.for_url(&Material::default(), at);
+        let client = self.clients.for_url(&self.trust(at).await?, at);
         let client = client.map_err(|source| Error::Tls { url: url.clone(), source })?;
         let sent = client.get(at.clone()).headers(headers.clone()).send();
         match timeout(self.response_timeout, sent).await {
@@ -330,6 +350,12 @@ impl Files {
             Err(_) => Err(Error::Slow { url }),
         }
     }
+}
+
+/// The host with its port.
+fn host_of(url: &Url) -> String {
+    let (host, port) = (url.host_str(), url.port_or_known_default());
+    format!("{}:{}", host.unwrap_or_default(), port.unwrap_or_default())
 }
 
 /// A file as it comes.
@@ -419,8 +445,8 @@ mod tests {
             connect_timeout: Duration::ZERO,
             idle_per_host: 1,
         };
-        let files =
-            Files::new(Clients::new(settings), Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let (hosts, never) = (Arc::new(Hosts::new(None)), Duration::ZERO);
+        let files = Files::new(Clients::new(settings), hosts, never, never, never);
         let origin = files.name(&Address::parse("http://u:pass@intranet/a?s3cret").unwrap(), None);
         assert!(Files::is_file(&origin));
         assert_eq!(origin.host, "intranet:80");

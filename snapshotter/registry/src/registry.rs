@@ -92,8 +92,10 @@ impl Registry {
             connect_timeout: config.connect_timeout,
             idle_per_host: config.connections_per_host + http::RESERVED,
         };
+        let hosts = Arc::new(Hosts::new(config.config_path.as_deref()));
         let files = Files::new(
             Clients::new(settings.clone()),
+            Arc::clone(&hosts),
             config.deadline,
             config.response_timeout,
             config.stall_timeout,
@@ -108,7 +110,7 @@ impl Registry {
         );
         Self {
             files: Arc::new(files),
-            hosts: Arc::new(Hosts::new(config.config_path.as_deref())),
+            hosts,
             http: Arc::new(http),
             deadline: config.deadline,
             rounds: config.rounds,

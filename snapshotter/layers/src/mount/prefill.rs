@@ -332,7 +332,16 @@ impl Inner {
         self.starved.store(true, Ordering::Release);
         let Some(slot) = self.journal.take() else { return Ok(false) };
         self.starved.store(false, Ordering::Release);
-        let Some(event) = self.journal.read(slot, self.group.as_fd())? else { return Ok(false) };
+        let event = {
+            let mut finished = self.finished();
+            let event = self.journal.read(slot, self.group.as_fd())?;
+            if event.is_none() {
+                // Nobody waits who asked before they were.
+                finished.clear();
+            }
+            event
+        };
+        let Some(event) = event else { return Ok(false) };
         let number = Number::taken(event.number);
         let file = number.file().and_then(FileId::of);
         let ticket = Ticket::new(self, slot, number, 1);

@@ -1,6 +1,7 @@
 //! One task's download: what is wanted, what flies, who has what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use skimmer_cache::Class;
 use skimmer_proto::PieceSet;
@@ -223,11 +224,16 @@ impl Download {
         holder
     }
 
-    /// Neighbours that aren't known to have all of these.
-    pub fn lacking(&self, now: Now, pieces: &PieceSet) -> Vec<Peer> {
-        let has = |peer| self.holders.get(peer).is_some_and(|h| h.pieces.contains_all(pieces));
+    /// Neighbours that aren't known to have all of these, and answer. Who hasn't answered is asked again after `pause`.
+    pub fn lacking(&self, now: Now, pieces: &PieceSet, pause: Duration) -> Vec<Peer> {
+        let fits = |holder: &Holder| {
+            let busy =
+                holder.awaited.is_some() && holder.asked_last.is_some_and(|at| at + pause > now);
+            !busy && !holder.pieces.contains_all(pieces)
+        };
+        let fits = |peer: &Peer| self.holders.get(peer).is_none_or(fits);
         let named = self.neighbours.iter().flatten();
-        named.filter(|peer| !self.is_banned(peer, now) && !has(peer)).copied().collect()
+        named.filter(|peer| !self.is_banned(peer, now) && fits(peer)).copied().collect()
     }
 
     /// A peer is asked what it has.

@@ -50,14 +50,14 @@ impl Planner {
     /// Tells what is on disk unless that was done just now, and forgets what is over. The scheduler is told, and
     /// neighbours that lack it: a question what they have says what this node has.
     pub(super) fn flush(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let (scheduler, batch) = (self.scheduler, self.limits.batch);
+        let (scheduler, batch, pause) = (self.scheduler, self.limits.batch, self.limits.probe);
         self.downloads.retain(|task, download| {
             let due = download.report_at <= now;
             if !download.stored.is_empty() && (due || !scheduler) {
                 download.report_at = now + batch;
                 let pieces = std::mem::take(&mut download.stored);
                 if scheduler {
-                    for peer in download.lacking(now, &pieces) {
+                    for peer in download.lacking(now, &pieces, pause) {
                         download.asks_haves(now, peer);
                         actions.push(Action::Probe { task: *task, peer });
                     }

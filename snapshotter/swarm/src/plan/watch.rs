@@ -11,6 +11,8 @@ use super::event::{Action, Fault, Now, Peer, Why};
 
 /// A peer is stalled once it takes so many times the usual.
 const STALLED: u32 = 10;
+/// Or, whatever comes from elsewhere, once it takes so many times the wait for the first piece.
+const STALLED_FIRST: u32 = 4;
 
 /// While something is under way, time is looked at this often; less where the scheduler leads.
 const LOOK: Duration = Duration::from_millis(100);
@@ -56,8 +58,9 @@ impl Planner {
         let known = self.bulk.percentile(50).is_some();
         let busy = if known { Now::ZERO } else { self.last_received };
         let is_stalled = |(peer, asked): &(Peer, Now)| {
-            let free = self.links.get(peer).map_or(Now::ZERO, |link| link.free_since);
-            now.saturating_sub(free.max(*asked).max(busy)) >= wait
+            let free = self.links.get(peer).map_or(Now::ZERO, |link| link.free_since).max(*asked);
+            let silent = now.saturating_sub(free);
+            silent >= wait && (silent >= wait * STALLED_FIRST || now.saturating_sub(busy) >= wait)
         };
         oldest.into_iter().filter(is_stalled).map(|(peer, _)| peer).collect()
     }
