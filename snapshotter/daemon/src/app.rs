@@ -148,6 +148,7 @@ fn credentials(config: &crate::config::Registry) -> Places {
     Places {
         docker_config: Some(config.docker_config.clone()),
         plugins: is_set.then(|| (credential_provider_config.clone(), programs)),
+        ..Places::default()
     }
 }
 
