@@ -30,6 +30,8 @@ pub struct Setup {
     pub docker_config: Option<PathBuf>,
     /// kubelet's CredentialProviderConfig, and the folder of its programs.
     pub credential_providers: Option<(PathBuf, PathBuf)>,
+    /// Whether CRI's image service is served, and how.
+    pub images: Option<ImageService>,
     /// Complete images are put into containerd's content store.
     pub materialize: bool,
     /// What it logs.
@@ -46,6 +48,25 @@ pub struct Setup {
     pub holder: bool,
     /// Who serves its mounts, if that isn't left to the whole run of tests (`SKIMMER_TEST_MOUNT_MODE`).
     pub mounts: Option<MountMode>,
+}
+
+/// CRI's image service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageService {
+    /// Blobs are brought into containerd before it pulls.
+    pub full: bool,
+    /// The credentials of pulls are remembered.
+    pub remembers: bool,
+}
+
+impl ImageService {
+    pub const FULL: Self = Self { full: true, remembers: true };
+}
+
+impl Default for ImageService {
+    fn default() -> Self {
+        Self { full: false, remembers: true }
+    }
 }
 
 /// `mount.mode`, as far as it makes a difference here: no systemd keeps descriptors in tests.
@@ -112,6 +133,7 @@ impl Default for Setup {
             deadline: Duration::from_secs(20),
             docker_config: None,
             credential_providers: None,
+            images: None,
             materialize: false,
             log_level: "info",
             cluster: None,
@@ -162,6 +184,9 @@ impl Skimmerd {
         let folder = scenario.path(name);
         std::fs::create_dir_all(&folder)?;
         let mut text = configuration(&folder, &scenario.hosts(), containerd, setup);
+        if let Some(images) = setup.images {
+            text += &image_service(&folder, images);
+        }
         if let Some(join) = &setup.cluster {
             std::fs::write(folder.join("token"), &join.token)?;
             text += &cluster(&folder, join);
@@ -198,6 +223,11 @@ impl Skimmerd {
 
     pub fn address(&self) -> PathBuf {
         self.folder.join("s.sock")
+    }
+
+    /// Where it serves CRI's image service, if it does.
+    pub fn images(&self) -> PathBuf {
+        self.folder.join("cri.sock")
     }
 
     /// Where it serves its metrics, if it does.
@@ -399,6 +429,15 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
         deadline = seconds(setup.deadline),
         background = setup.background.is_some(),
         delay = seconds(setup.background.unwrap_or(Duration::from_secs(3600))),
+    )
+}
+
+fn image_service(folder: &Path, images: ImageService) -> String {
+    let ImageService { full, remembers } = images;
+    let remembered = if remembers { "1day" } else { "0s" };
+    format!(
+        "[cri]\naddress = '{base}/cri.sock'\nfull = {full}\nremember_credentials = '{remembered}'\n",
+        base = folder.display(),
     )
 }
 

@@ -37,7 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use documents::Documents;
 use follow::{Work, follow};
 use get::Getter;
-pub use materialize::LEASE_TIME;
+pub use materialize::{LEASE_TIME, stage_for_kubernetes};
 
 /// Bytes of an index in one message.
 const MESSAGE_LEN: usize = 1 << 20;
