@@ -1,5 +1,6 @@
 //! The node daemon under test, and the `skimmer` command that asks it.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -151,6 +152,7 @@ pub struct Skimmerd {
     process: Option<Process>,
     holder: Option<Process>,
     metrics: String,
+    has_images: bool,
     folder: PathBuf,
     logs: PathBuf,
     program: Vec<String>,
@@ -204,6 +206,7 @@ impl Skimmerd {
             process: None,
             holder: None,
             metrics: setup.metrics.clone(),
+            has_images: setup.images.is_some(),
             folder,
             logs: scenario.logs(),
             program,
@@ -303,9 +306,11 @@ impl Skimmerd {
         let name =
             self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
         let mut process = Process::start(&name, &command, &self.logs)?;
-        let address = self.address();
+        let sockets: Vec<PathBuf> =
+            std::iter::once(self.address()).chain(self.has_images.then(|| self.images())).collect();
         process.wait_ready("skimmerd serves", Duration::from_secs(30), || {
-            std::os::unix::net::UnixStream::connect(&address).ok()
+            let connect = |socket| UnixStream::connect(socket).ok();
+            sockets.iter().map(connect).collect::<Option<Vec<_>>>()
         })?;
         self.process = Some(process);
         Ok(())

@@ -24,7 +24,7 @@ pub fn basic() -> Auth {
     Auth::Basic { user: USER, password: PASSWORD }
 }
 
-fn token(lifetime: Duration) -> Auth {
+pub fn token(lifetime: Duration) -> Auth {
     Auth::Token { user: USER, password: PASSWORD, lifetime }
 }
 

@@ -1,5 +1,7 @@
 //! CRI's image service at skimmerd, through the real `crictl`: its credentials, and blobs straight into containerd.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use skimmer_integration::containerd::{VERSIONS, Version};
@@ -12,9 +14,11 @@ use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::{self, ImageService};
 
-use crate::credentials::{PASSWORD, USER, basic, nowhere};
+use crate::credentials::{PASSWORD, USER, basic, nowhere, token};
 use crate::fixtures::{blobs, busybox, data, pause, small};
 use crate::indexes;
+
+const TOKENS: Duration = Duration::from_secs(60);
 
 /// A node whose image service is skimmerd's.
 fn node(
@@ -27,6 +31,7 @@ fn node(
         metrics: http::free_address()?,
         log_level: "debug",
         images: Some(images),
+        holder: true,
         ..skimmerd::Setup::default()
     };
     let setup = Setup {
@@ -45,10 +50,10 @@ fn crictl(node: &Node) -> Option<Crictl> {
 
 #[test]
 fn a_private_image_is_read_lazily_with_the_credentials_of_its_pull() {
-    for version in VERSIONS {
+    for (version, auth) in VERSIONS.into_iter().zip([basic(), token(TOKENS), basic()]) {
         scenario(&format!("image-service-{version:?}"), |scenario| {
             let open = Registry::start(scenario)?;
-            let registry = Registry::start_with(scenario, "private", &basic(), None)?;
+            let registry = Registry::start_with(scenario, "private", &auth, None)?;
             let image = small(scenario, "private/app")?;
             let reference = registry.add(&image)?;
             let learned = open.add(&image)?;
@@ -68,8 +73,12 @@ fn a_private_image_is_read_lazily_with_the_credentials_of_its_pull() {
             // What others get wrong is nothing to those who got it right.
             crictl.failure(&["pull", "--creds", &wrong, &reference])?;
             let running = crictl.run(scenario, &reference)?;
+            // Nor are they lost with the process that was told.
+            node.skimmerd.kill()?;
+            node.skimmerd.run()?;
             let sum = crictl.exec(&running, &["md5sum", "/data/private-app"])?;
             anyhow::ensure!(sum.ends_with("/data/private-app"), "md5sum said {sum:?}");
+            registry.settle()?;
             let sent = registry.sent(&data);
             anyhow::ensure!(sent.bytes == sent.by_daemon && sent.bytes > 8 << 20, "{sent:?}");
             crictl.remove(&running)?;
@@ -105,6 +114,7 @@ fn with_full_pulls_containerd_asks_the_registry_for_one_head() {
             let Some(crictl) = crictl(&node) else { return Ok(()) };
 
             crictl.call(&["pull", &reference])?;
+            registry.settle()?;
             let asked = registry.asked_by_containerd(0);
             anyhow::ensure!(asked.len() == 1 && asked[0].0 == "HEAD", "{asked:?}");
             let sent = registry.sent_of(&image);
@@ -128,6 +138,7 @@ fn with_full_pulls_a_private_images_blobs_are_fetched_by_skimmerd_alone() {
         let Some(crictl) = crictl(&node) else { return Ok(()) };
         let creds = format!("{USER}:{PASSWORD}");
         crictl.call(&["pull", "--creds", &creds, &reference])?;
+        registry.settle()?;
         let asked = registry.asked_by_containerd(0);
         anyhow::ensure!(asked.iter().all(|(method, _)| method == "HEAD"), "{asked:?}");
         nowhere(&node, &[PASSWORD])
@@ -147,6 +158,7 @@ fn what_skimmerd_cannot_do_never_fails_a_pull() {
         let Some(crictl) = crictl(&node) else { return Ok(()) };
         let creds = format!("{USER}:{PASSWORD}");
         crictl.call(&["pull", "--creds", &creds, &reference])?;
+        registry.settle()?;
         let sent = registry.sent_of(&image);
         anyhow::ensure!((sent.bytes, sent.by_daemon) == (image.compressed_bytes(), 0), "{sent:?}");
         let log = node.skimmerd.log();

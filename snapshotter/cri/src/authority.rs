@@ -13,7 +13,7 @@
 //! - After an error there is nothing to do but to close the connection.
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use bytes::{BufMut, BytesMut};
 use loona_hpack::Decoder;

@@ -8,6 +8,9 @@
 //! - Nothing that goes wrong here keeps a call from containerd.
 //! - No message is changed, also none that is newer than we are.
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;

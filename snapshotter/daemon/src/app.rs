@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures::future;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
+use skimmer_cri::Proxy;
 use skimmer_index::tar::Limits;
 use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub, error_chain};
 use skimmer_proto::node::node_server::NodeServer;
@@ -41,7 +42,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct App {
     metrics_address: String,
     listener: UnixListener,
-    images: Option<cri::Images>,
+    cri_listener: Option<UnixListener>,
+    images: Proxy,
     materialize: Materialize,
     snapshotter: Snapshotter,
     node: Node,
@@ -55,6 +57,7 @@ impl App {
     pub async fn build(config: &Config) -> anyhow::Result<Self> {
         // First of all: two daemons must not share a root.
         let listener = socket::listen("snapshots.address", &config.snapshots.address)?;
+        let cri_listener = cri::listen(&config.cri)?;
         let mut metrics = Metrics::with_prefix("skimmer");
         let root = &config.root;
         std::fs::create_dir_all(root)
@@ -64,13 +67,14 @@ impl App {
         if let Some(aside) = damaged {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
-        let told = Told::kept_for(config.cri.remember_credentials);
+        let mut keeping = keeper::open(config)?;
+        let memory = keeper::credentials(config, &mut keeping)?;
+        let told = Told::open(config.cri.remember_credentials, memory);
         let registry = registry(config, told.clone());
         let prepared = swarm::prepare(config, &registry, &mut metrics)?;
         let pieces = prepared.as_ref().map(|p| Arc::new(p.swarm.clone()) as Arc<dyn PieceSource>);
         let sources = Sources { pieces, ranges: Arc::new(registry.clone()) };
         let cache = cache(config, sources, &mut metrics)?;
-        let keeping = keeper::open(config)?;
         let layers = layers(config, cache.clone(), &store, keeping, &mut metrics)?;
         let swarm = prepared.map(|prepared| prepared.start(&cache, &layers));
         let containerd =
@@ -82,14 +86,17 @@ impl App {
             cache: cache.clone(),
             metrics: Adoptions::register(&mut metrics),
         };
-        let node = Node { containerd, layers, registry, documents, materializer, swarm };
-        let images = cri::Images::listen(&config.cri, &node, told)?;
+        let image_service = config.cri.address.clone();
+        let node =
+            Node { containerd, layers, registry, documents, materializer, image_service, swarm };
+        let images = cri::proxy(&config.cri, &node, told);
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();
         let materialize = config.containerd.materialize;
         Ok(Self {
             metrics_address,
             listener,
+            cri_listener,
             images,
             materialize,
             snapshotter,
@@ -123,7 +130,7 @@ impl App {
                 stop.clone().cancelled_owned(),
             );
         let server = async { server.await.context("serve snapshots.address") };
-        let images = cri::serve(self.images, stop.clone());
+        let images = cri::serve(self.cri_listener, self.images, stop.clone());
         let mut server = tokio::spawn(future::try_join(server, images));
         self.health.ready.store(true, Ordering::Release);
         tokio::select! {

@@ -18,28 +18,26 @@ use tonic::transport::Server;
 use crate::config::Cri;
 use crate::node::{self, Node};
 
-/// The service, listening.
-pub struct Images {
-    listener: UnixListener,
+/// Where the service is to be; `None` where the configuration wants none.
+pub fn listen(config: &Cri) -> anyhow::Result<Option<UnixListener>> {
+    let address = &config.address;
+    let is_set = !address.as_os_str().is_empty();
+    is_set.then(|| socket::listen("cri.address", address)).transpose()
+}
+
+/// The service of the containerd that `node` works for.
+pub fn proxy(config: &Cri, node: &Node, told: Told) -> Proxy {
+    let stage = config.full.then(|| Arc::new(Whole(node.clone())) as Arc<dyn Stage>);
+    Proxy { containerd: node.containerd.channel(), told, stage }
+}
+
+/// Serves until `stop`; at its end if there is nowhere to serve.
+pub async fn serve(
+    listener: Option<UnixListener>,
     proxy: Proxy,
-}
-
-impl Images {
-    /// `None` where the configuration wants none.
-    pub fn listen(config: &Cri, node: &Node, told: Told) -> anyhow::Result<Option<Self>> {
-        if config.address.as_os_str().is_empty() {
-            return Ok(None);
-        }
-        let listener = socket::listen("cri.address", &config.address)?;
-        let stage = config.full.then(|| Arc::new(Whole(node.clone())) as Arc<dyn Stage>);
-        let proxy = Proxy { containerd: node.containerd.channel(), told, stage };
-        Ok(Some(Self { listener, proxy }))
-    }
-}
-
-/// Serves until `stop`; at its end if there is nothing to serve.
-pub async fn serve(images: Option<Images>, stop: CancellationToken) -> anyhow::Result<()> {
-    let Some(Images { listener, proxy }) = images else { return Ok(()) };
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
     let clients = UnixListenerStream::new(listener).map(|client| client.map(Client::from));
     let server = Server::builder().add_service(proxy);
     let served = server.serve_with_incoming_shutdown(clients, stop.cancelled_owned()).await;

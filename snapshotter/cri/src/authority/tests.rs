@@ -26,6 +26,15 @@ fn begun(frames: &[Vec<u8>]) -> Vec<u8> {
     [PREFACE, &frames.concat()].concat()
 }
 
+/// crictl's whole first request, with an empty message.
+pub fn first_request() -> Vec<u8> {
+    begun(&[
+        frame(4, 0, 0, &[]),
+        frame(HEADERS, END_HEADERS, 1, &hex(GO_BLOCK)),
+        frame(0, END_STREAM, 1, &[0; 5]),
+    ])
+}
+
 fn rewritten(input: &[u8]) -> Result<Vec<u8>, Error> {
     let (mut rewriter, mut output) = (Rewriter::default(), BytesMut::new());
     rewriter.push(input, &mut output)?;

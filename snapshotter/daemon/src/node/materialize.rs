@@ -6,6 +6,7 @@ use skimmer_proto::node::{MaterializeRequest, Progress, StageRequest};
 use skimmer_proto::{Platform, Reference};
 use skimmer_snapshots::install::ImageContent;
 use skimmer_snapshots::materialize::{Contents, Materializer};
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::follow::{Work, follow};
@@ -24,6 +25,9 @@ const STAGE: &str = "skimmer";
 
 /// Into which CRI pulls.
 const KUBERNETES: &str = "k8s.io";
+
+/// How long kubelet's pull is held up where the registry doesn't even say what the image is.
+const RESOLVED: Duration = Duration::from_secs(30);
 
 /// Puts an image that the registry has described into containerd, with its records.
 pub fn pull(
@@ -63,7 +67,11 @@ pub async fn stage(node: &Node, request: StageRequest) -> Result<Answers<Progres
 
 /// The same for a pull by CRI, to its end.
 pub async fn stage_for_kubernetes(node: &Node, reference: Reference) -> Result<(), Status> {
-    let (_, work) = staging(node, KUBERNETES, reference, None).await?;
+    let staging = staging(node, KUBERNETES, reference, None);
+    let staging = timeout(RESOLVED, staging).await;
+    let (_, work) = staging.map_err(|_| {
+        Status::deadline_exceeded(format!("the registry didn't answer within {RESOLVED:?}"))
+    })??;
     work.await
 }
 
