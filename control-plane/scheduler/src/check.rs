@@ -340,7 +340,7 @@ impl Check {
                 }
                 Ok(())
             }
-            Action::Seed { node, .. } => self.is_connected(*node),
+            Action::Queued { node, .. } | Action::Seed { node, .. } => self.is_connected(*node),
         }
     }
 

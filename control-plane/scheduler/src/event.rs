@@ -106,6 +106,8 @@ pub enum Action {
     Neighbours { node: NodeId, task: TaskId, peers: Vec<NodeId>, reason: Reason },
     /// Whatever was assigned or leased of these pieces isn't the node's any more.
     Cancel { node: NodeId, task: TaskId, pieces: PieceSet, reason: Reason },
+    /// What `node` lacks is on its way to others: it has been heard, and need not look for it elsewhere.
+    Queued { node: NodeId, task: TaskId, reason: Reason },
     /// A seed peer is told to get the whole blob.
     Seed { node: NodeId, task: TaskId, reason: Reason },
 }
@@ -127,6 +129,8 @@ pub enum Reason {
     LargeSwarm,
     /// The first nodes want it, and a seed peer is at hand.
     SeedFirst,
+    /// Others are getting it.
+    OnItsWay,
     /// The node went away, or asked not to be given more.
     ParentGone,
     /// It takes far longer than it should.
@@ -149,6 +153,7 @@ impl fmt::Display for Reason {
             Self::ReaderWaits => "a reader waits",
             Self::LargeSwarm => "large swarm: the node picks among its neighbours",
             Self::SeedFirst => "a seed peer is at hand",
+            Self::OnItsWay => "it is on its way to others",
             Self::ParentGone => "the parent is gone",
             Self::Overdue => "it takes far longer than it should",
             Self::Complaints => "several nodes couldn't fetch from it",

@@ -32,6 +32,8 @@ pub struct Limits {
     pub degree: (u32, u32),
     /// Edges of a graph that lead into a zone from all others.
     pub zone_edges: u32,
+    /// Copies in a zone up to which a piece is assigned in a graph as well; beyond, the nodes do without.
+    pub spread: u32,
     /// What a node with an unknown rate is taken for, in bytes per second, where a guess is needed.
     pub assumed_rate: u64,
     /// After a start, how long leases wait for nodes to announce what they have.
@@ -42,6 +44,9 @@ pub struct Limits {
     pub patience: Duration,
     /// How long a node is given no lease after a failed one; doubles with each failure in a row.
     pub backoff: Duration,
+    /// How often a node that is given nothing hears that it will be: well below what a node waits before it goes to the
+    /// origin unasked.
+    pub reassure: Duration,
     /// How often overdue transfers and starving nodes are looked for.
     pub sweep: Duration,
     /// Tasks, or reports of wrong bytes, after which a node isn't used as a parent anywhere.
@@ -70,11 +75,13 @@ impl Default for Limits {
             cells: 1 << 30,
             degree: (8, 10),
             zone_edges: 2,
+            spread: 16,
             assumed_rate: 32 << 20,
             settle: Duration::from_secs(10),
             quiet: Duration::from_millis(500),
             patience: Duration::from_secs(30),
             backoff: Duration::from_millis(500),
+            reassure: Duration::from_secs(10),
             sweep: Duration::from_millis(500),
             strikes: 3,
             accusations: 8,

@@ -60,6 +60,8 @@ pub struct Peer {
     pub wanting: bool,
     /// And in its `rate`.
     pub rate: u64,
+    /// When it was last given something to do, or told that it will be.
+    pub told: Now,
     /// It had nothing on its way when overdue transfers were last looked for.
     pub starving: bool,
 }
@@ -146,6 +148,8 @@ pub struct Task {
     pub leases: u32,
     /// Leases that the origin bears, whatever other tasks have.
     pub leases_most: u32,
+    /// Leases that were taken back because they took too long.
+    pub leases_overdue: u32,
     /// The shortest time that a piece of the origin took.
     pub lease_best: Option<Duration>,
     pub seeded: bool,
@@ -192,6 +196,7 @@ impl Task {
             turn: 0,
             leases: 0,
             leases_most: 1,
+            leases_overdue: 0,
             lease_best: None,
             seeded: false,
             decisions: VecDeque::new(),
@@ -257,6 +262,7 @@ impl Task {
             neighbours: Vec::new(),
             wanting: false,
             rate: 0,
+            told: Now::ZERO,
             starving: false,
         });
         self.count += 1;

@@ -75,7 +75,8 @@ enum What {
 struct Due {
     at: Duration,
     number: u64,
-    what: What,
+    /// Apart, so that the queue moves little.
+    what: Box<What>,
 }
 
 impl PartialEq for Due {
@@ -138,7 +139,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<Outcome> {
         if due.at > end || world.unfinished == 0 && world.now > BURST {
             break;
         }
-        if let Err(error) = world.step(due.what) {
+        if let Err(error) = world.step(*due.what) {
             return Err(error.context(world.history()));
         }
     }
@@ -198,7 +199,7 @@ impl<'a> World<'a> {
 
     fn at(&mut self, at: Duration, what: What) {
         self.count += 1;
-        self.queue.push(Reverse(Due { at, number: self.count, what }));
+        self.queue.push(Reverse(Due { at, number: self.count, what: Box::new(what) }));
     }
 
     fn populate(&mut self) {

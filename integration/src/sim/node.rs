@@ -120,6 +120,7 @@ pub fn heard(action: scheduler::Action) -> Option<Event> {
             Event::Neighbours { task, peers: peers.map(|peer| (peer, PieceSet::new())).collect() }
         }
         scheduler::Action::Cancel { task, pieces, .. } => Event::Cancelled { task, pieces },
+        scheduler::Action::Queued { task, .. } => Event::Queued { task },
         // Every node of the simulation wants everything by itself.
         scheduler::Action::Seed { .. } => return None,
     })
@@ -131,6 +132,7 @@ pub fn addressee(action: &scheduler::Action) -> anyhow::Result<u32> {
     | scheduler::Action::Lease { node, .. }
     | scheduler::Action::Neighbours { node, .. }
     | scheduler::Action::Cancel { node, .. }
+    | scheduler::Action::Queued { node, .. }
     | scheduler::Action::Seed { node, .. }) = action;
     Ok(u32::try_from(node.0)?)
 }

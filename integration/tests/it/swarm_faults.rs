@@ -1,5 +1,8 @@
 //! A swarm that loses parts of itself: schedulers, nodes, seed peers, the origin, a zone.
 
+use std::time::Duration;
+
+use skimmer_integration::command::wait_for;
 use skimmer_integration::fleet::{Fleet, Setup, Spec};
 use skimmer_integration::image::Image;
 use skimmer_integration::scenario::scenario;
@@ -35,7 +38,7 @@ fn downloads_finish_without_a_scheduler() {
         fleet.check_blobs(&first, &[0, 1, 2, 3])?;
         explain(&fleet, &first, &[0, 1, 2, 3])?;
         // What others were getting, and didn't yet say so, when the scheduler went.
-        check_egress(&fleet.registry, &first, first.compressed_bytes())?;
+        check_egress(&fleet.registry, &first, first.compressed_bytes() / 4)?;
 
         // A new blob while there is none: nodes share it out among those that they know.
         let reference = fleet.registry.add(&second)?;
@@ -63,6 +66,12 @@ fn a_restarted_node_knows_its_neighbours() {
         );
         let reference = fleet.registry.add(&first)?;
         fleet.build_everywhere(&reference, LIMIT)?;
+        let met = [fleet.machines[0].peer()?, fleet.machines[1].peer()?];
+        let book = fleet.machines[2].skimmerd.root().join("identity/peers");
+        wait_for("the neighbours are on disk", Duration::from_secs(10), || {
+            let book = std::fs::read_to_string(&book).ok()?;
+            met.iter().all(|peer| book.contains(peer)).then_some(())
+        })?;
         fleet.control.kill()?;
         fleet.machines[2].skimmerd.kill()?;
         fleet.machines[2].skimmerd.run()?;
@@ -116,7 +125,7 @@ fn half_of_the_nodes_are_killed() {
         }
         explain(&fleet, &image, &[3, 4, 5])?;
         // What nobody but the dead had.
-        check_egress(&fleet.registry, &image, image.compressed_bytes())?;
+        check_egress(&fleet.registry, &image, image.compressed_bytes() / 4)?;
         fleet.check_blobs(&image, &[3, 4, 5])
     });
 }
@@ -143,7 +152,7 @@ fn a_seed_peer_is_killed() {
             build.wait(LIMIT)?;
         }
         explain(&fleet, &image, &[1, 2, 3])?;
-        check_egress(&fleet.registry, &image, image.compressed_bytes())?;
+        check_egress(&fleet.registry, &image, image.compressed_bytes() / 4)?;
         fleet.check_blobs(&image, &[1, 2, 3])
     });
 }
@@ -173,7 +182,7 @@ fn a_zone_is_cut_off_and_comes_back() {
             build.wait(LIMIT)?;
         }
         explain(&fleet, &image, &[0, 1, 2, 3])?;
-        check_egress(&fleet.registry, &image, image.compressed_bytes())?;
+        check_egress(&fleet.registry, &image, image.compressed_bytes() / 4)?;
         fleet.check_blobs(&image, &[2, 3])
     });
 }

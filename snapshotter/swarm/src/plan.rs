@@ -140,6 +140,7 @@ impl Planner {
             Event::Assigned { .. }
             | Event::Leased { .. }
             | Event::Neighbours { .. }
+            | Event::Queued { .. }
             | Event::Cancelled { .. } => self.obey(now, event, actions),
             Event::Has { task, peer, pieces, active } => {
                 if let Some(download) = self.downloads.get_mut(&task) {
@@ -183,6 +184,7 @@ impl Planner {
         let (Event::Assigned { task, .. }
         | Event::Leased { task, .. }
         | Event::Neighbours { task, .. }
+        | Event::Queued { task }
         | Event::Cancelled { task, .. }) = &event
         else {
             return;

@@ -21,6 +21,7 @@ impl Scheduler {
         node.last_arrival = self.now;
         let link = if node.up.rate() == 0 { self.limits.assumed_rate } else { node.up.rate() };
         peer.rate = link.saturating_mul(1000) / bytes;
+        peer.told = self.now;
         let rate = peer.rate;
         of.rate += rate;
         if of.mode == Mode::Graph {
@@ -82,6 +83,15 @@ impl Scheduler {
             }
         }
         of.regraph.push(slot);
+    }
+
+    /// Finds more neighbours for those that came when most had enough: by now others are in the same place.
+    pub(super) fn link_lonely(&mut self, task: u32) {
+        let enough = self.limits.degree.0 as usize;
+        let Some(of) = self.task(task).filter(|of| of.mode == Mode::Graph) else { return };
+        let lonely = of.slots().filter(|(_, p)| p.wanting && p.neighbours.len() < enough);
+        let lonely: Vec<u32> = lonely.map(|(slot, _)| slot).collect();
+        lonely.into_iter().for_each(|slot| self.link(task, slot));
     }
 
     /// A peer is nobody's neighbour any more.

@@ -4,10 +4,13 @@
 //! rarest piece, a child for the rarest piece that a free parent has. Whoever finds nobody stays marked as free, and is
 //! found by the next that needs it.
 //!
+//! Of a task whose nodes pick among neighbours, the first copies of a piece are given that way too: nobody else would see
+//! to it that they double from one transfer to the next, nor that each piece enters each zone.
+//!
 //! Between zones only pieces move that a zone has no copy of, on its way or there: each crosses into a zone once.
 
 use super::Scheduler;
-use crate::bits::slots;
+use crate::bits::{Bits, slots};
 use crate::event::{Action, Class, Reason};
 use crate::fetch::Fetch;
 use crate::task::{Mode, Peer, Task};
@@ -84,10 +87,11 @@ impl Scheduler {
             && !node.conduct.quarantined
             && node.up.is_due(self.now, self.lead, node.most(&self.limits).0)
         {
-            let offers = node.active.iter().filter_map(|&(task, slot)| {
-                let of = self.task(task).filter(|of| of.mode == Mode::Direct)?;
-                for_parent(of, task, slot)
-            });
+            let spread = self.limits.spread;
+            let offers = node
+                .active
+                .iter()
+                .filter_map(|&(task, slot)| for_parent(self.task(task)?, task, slot, spread));
             let Some(offer) = offers.min_by_key(|offer| offer.score) else { break };
             self.assign(offer, Reason::RarestPiece);
         }
@@ -257,12 +261,16 @@ fn for_child(of: &Task, task: u32, child: u32, anywhere: bool) -> Option<Offer> 
     None
 }
 
-/// The best offer that a parent can make: the rarest of its pieces that a free child lacks.
-fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
+/// The best offer that a parent can make: the rarest of its pieces that a free child lacks; of a graph, only pieces
+/// that a zone has fewer than `spread` copies of.
+fn for_parent(of: &Task, task: u32, parent: u32, spread: u32) -> Option<Offer> {
     let peer = of.peer(parent).filter(|peer| !peer.muted && !peer.have.is_empty())?;
     let slow = of.slow.get(parent);
     let mut effort = EFFORT;
-    let usable = |piece: u32| peer.have.contains(piece) && !(slow && has_fast_holder(of, piece));
+    let direct = of.mode == Mode::Direct;
+    let usable = |piece: u32| {
+        peer.have.contains(piece) && !(slow && (!direct || has_fast_holder(of, piece)))
+    };
     for (class, hungry) in [(Class::PullThrough, 0), (Class::Background, 1)] {
         if of.hungry[hungry].is_empty() {
             continue;
@@ -287,7 +295,7 @@ fn for_parent(of: &Task, task: u32, parent: u32) -> Option<Offer> {
         }
         let existing = zone.rarity.existing().iter().copied();
         for piece in existing.filter(|p| zone.lackers[*p as usize] > 0 && usable(*p)) {
-            if effort == 0 {
+            if effort == 0 || !direct && zone.rarity.copies(piece) >= spread {
                 break;
             }
             if let Some(child) = free_child(of, peer, peer.zone, piece, hungry, &mut effort) {
@@ -307,7 +315,11 @@ fn free_child(
     hungry: usize,
     effort: &mut u32,
 ) -> Option<u32> {
-    let (row, hungry) = (of.lacking.row(piece), &of.hungry[hungry]);
+    let hungry = &of.hungry[hungry];
+    if of.mode == Mode::Graph {
+        return any_child(of, parent, zone, piece, hungry, effort);
+    }
+    let row = of.lacking.row(piece);
     let mut best: Option<(u32, u32)> = None;
     let mut seen = 0;
     hungry.visit(&of.zones[zone].words, of.turn, |word| {
@@ -324,6 +336,28 @@ fn free_child(
         seen >= SAMPLE
     });
     best.map(|(_, slot)| slot)
+}
+
+/// The first free child from anywhere on, of a graph: who lacks what isn't kept there.
+fn any_child(
+    of: &Task,
+    parent: &Peer,
+    zone: usize,
+    piece: u32,
+    hungry: &Bits,
+    effort: &mut u32,
+) -> Option<u32> {
+    let mut found = None;
+    hungry.visit(&of.zones[zone].words, of.turn, |word| {
+        *effort = effort.saturating_sub(1);
+        let fits = |slot: &u32| {
+            of.peer(*slot)
+                .is_some_and(|peer| peer.lack.contains(piece) && !peer.avoids(parent.node, of.now))
+        };
+        found = slots(word, hungry.word(word)).find(fits);
+        found.is_some() || *effort == 0
+    });
+    found
 }
 
 /// A free holder of a piece, in the child's zone if `near`; a slow one only if there is no other.

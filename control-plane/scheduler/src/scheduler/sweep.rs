@@ -1,7 +1,7 @@
 //! What no event reports: transfers that never end, nodes that turn out slow, children that starve.
 
 use super::Scheduler;
-use crate::event::{Fault, Now, Reason};
+use crate::event::{Action, Fault, Now, Reason};
 use crate::task::{Mode, Peer, Task};
 
 /// A parent is slow if its uploads take so many times what the middle one's take.
@@ -16,6 +16,8 @@ const LEASE_OVERDUE: u32 = 64;
 const HOPELESS: u32 = 8;
 /// Sweeps without anything from its neighbours after which a node is stuck.
 const STUCK: u32 = 4;
+/// Leases that were taken back double the patience with the next, at most so often: the origin may just be slow.
+const DOUBLINGS: u32 = 3;
 
 impl Scheduler {
     /// Looks at every active task; runs while there are any.
@@ -40,6 +42,8 @@ impl Scheduler {
             self.take_back_overdue(task);
             self.feed_starving(task);
             self.help_stuck(task);
+            self.link_lonely(task);
+            self.reassure(task);
             self.send_neighbours(task);
             self.touch_task(task);
         }
@@ -90,9 +94,14 @@ impl Scheduler {
             for fetch in &peer.fetches {
                 let took = self.now.saturating_sub(fetch.since.max(heard));
                 let lease = of.lease_best.filter(|_| fetch.parent.is_none());
-                let patience = lease.map_or(self.limits.patience, |best| {
+                let most = match fetch.parent {
+                    Some(_) => self.limits.patience,
+                    None => self.limits.patience * 2_u32.pow(of.leases_overdue.min(DOUBLINGS)),
+                };
+                let patience = lease.map_or(most, |best| {
+                    // At a slow origin they wait for one another.
                     (best * LEASE_OVERDUE * fetch.left() + self.limits.sweep * STUCK)
-                        .min(self.limits.patience)
+                        .min(most.max(best * SLUGGISH * self.limits.leases.0))
                 });
                 let over = took >= patience;
                 let expected = fetch.due.saturating_sub(fetch.since) + self.lead;
@@ -134,7 +143,12 @@ impl Scheduler {
                 }
                 match fetch.parent.and_then(|p| Some(self.task(task)?.peer(p)?.node)) {
                     Some(parent) => self.avoid(task, slot, parent, Fault::Slow),
-                    None => self.origin_failed(task, slot, Fault::Slow),
+                    None => {
+                        self.origin_failed(task, slot, Fault::Slow);
+                        if let Some(of) = self.task_mut(task) {
+                            of.leases_overdue += 1;
+                        }
+                    }
                 }
                 self.take_back(task, slot, at, Reason::Overdue);
             }
@@ -166,6 +180,29 @@ impl Scheduler {
         };
         let slots: Vec<u32> = of.slots().filter(|(_, p)| stuck(p)).map(|(slot, _)| slot).collect();
         slots.into_iter().for_each(|slot| self.feed(task, slot));
+    }
+
+    /// Nodes that nothing is on its way to, while it is to others, hear that they haven't been forgotten.
+    fn reassure(&mut self, task: u32) {
+        let (now, interval) = (self.now, self.limits.reassure);
+        let Some(of) = self.task_mut(task) else { return };
+        let id = of.id;
+        let coming = of.peers.iter().flatten().any(|peer| !peer.fetches.is_empty());
+        let mut nodes = Vec::new();
+        for peer in of.peers.iter_mut().flatten().filter(|peer| peer.wanting) {
+            if !peer.fetches.is_empty() {
+                peer.told = now;
+            } else if coming && peer.told + interval <= now {
+                peer.told = now;
+                nodes.push(peer.id);
+            }
+        }
+        let reason = Reason::OnItsWay;
+        self.actions.extend(nodes.into_iter().map(|node| Action::Queued {
+            node,
+            task: id,
+            reason,
+        }));
     }
 }
 

@@ -393,6 +393,9 @@ impl Owner {
                 let (task, pieces) = (task.as_bytes().to_vec(), Some(convert::to_pieces(&pieces)));
                 (node, Out::Cancel(control::Cancel { task, pieces }))
             }
+            Action::Queued { node, task, .. } => {
+                (node, Out::Queued(control::Queued { task: task.as_bytes().to_vec() }))
+            }
             Action::Seed { node, task, .. } => {
                 let Some(known) = self.tasks.get(&task) else { return };
                 (node, Out::Seed(control::Seed { task: Some(convert::to_task(&known.task)) }))

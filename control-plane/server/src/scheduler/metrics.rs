@@ -26,6 +26,7 @@ pub enum Kind {
     Lease,
     Neighbours,
     Cancel,
+    Queued,
     Seed,
 }
 
@@ -96,6 +97,7 @@ impl Fold {
             Action::Lease { pieces, reason, .. } => (Kind::Lease, pieces.len(), reason),
             Action::Neighbours { reason, .. } => (Kind::Neighbours, 0, reason),
             Action::Cancel { pieces, reason, .. } => (Kind::Cancel, pieces.len(), reason),
+            Action::Queued { reason, .. } => (Kind::Queued, 0, reason),
             Action::Seed { reason, .. } => (Kind::Seed, 0, reason),
         };
         let cluster = self.cluster.cluster.clone();

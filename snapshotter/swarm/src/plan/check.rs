@@ -135,6 +135,7 @@ impl Check {
             }
             Event::SchedulerDown => self.scheduler = false,
             Event::Neighbours { .. }
+            | Event::Queued { .. }
             | Event::Has { .. }
             | Event::Coming { .. }
             | Event::Met { .. }

@@ -162,13 +162,14 @@ impl Planner {
             })
             .collect();
         order.sort_unstable();
-        let most = match (fault, alone) {
-            (true, _) => self.limits.assigned_pieces,
-            (false, true) => self.limits.chosen_pieces,
-            (false, false) => self.limits.neighbour_pieces,
+        let limits = &self.limits;
+        let (most, total) = match (fault, alone) {
+            (true, _) => (limits.assigned_pieces, limits.chosen_total),
+            (false, true) => (limits.chosen_pieces, limits.chosen_total),
+            (false, false) => (limits.neighbour_pieces, limits.neighbour_total),
         };
         let flying = u32::try_from(download.flying.len()).unwrap_or(u32::MAX);
-        let room = self.limits.chosen_total.saturating_sub(flying) as usize;
+        let room = total.saturating_sub(flying) as usize;
         let room = if fault { order.len() } else { room };
         let mut asks: BTreeMap<Peer, PieceSet> = BTreeMap::new();
         let mut planned = 0;

@@ -52,8 +52,10 @@ pub struct Limits {
     /// … and among neighbours that the scheduler named: whoever has something new is asked by all of them, and
     /// each piece that waits there delays how soon the next can be passed on.
     pub neighbour_pieces: u32,
-    /// Pieces in flight that this node chose itself, over all peers, in one task.
+    /// Pieces in flight that this node chose itself, over all peers, in one task, …
     pub chosen_total: u32,
+    /// … and over all neighbours: a piece that waits behind others somewhere isn't asked of anybody else.
+    pub neighbour_total: u32,
     /// Time between two reports of arrivals in one task: the first goes at once, for others wait for it.
     pub batch: Duration,
     /// Time between two looks at a neighbour's have-map: it says by itself what it gets.
@@ -94,6 +96,7 @@ impl Default for Limits {
             chosen_pieces: 4,
             neighbour_pieces: 1,
             chosen_total: 24,
+            neighbour_total: 6,
             batch: ms(20),
             probe: ms(500),
             fault_patience: ms(500),
@@ -148,6 +151,10 @@ pub enum Event {
     Cancelled {
         task: TaskId,
         pieces: PieceSet,
+    },
+    /// The scheduler: what is wanted is on its way to others, and then comes here.
+    Queued {
+        task: TaskId,
     },
     /// A peer has (at least) these, by its own account.
     Has {

@@ -12,8 +12,9 @@ use super::event::{Action, Fault, Now, Peer, Why};
 /// A peer is stalled once it takes so many times the usual.
 const STALLED: u32 = 10;
 
-/// While something is under way, time is looked at this often.
+/// While something is under way, time is looked at this often; less where the scheduler leads.
 const LOOK: Duration = Duration::from_millis(100);
+const LOOK_LED: Duration = Duration::from_millis(500);
 const LOOK_FAULT: Duration = Duration::from_millis(10);
 
 impl Planner {
@@ -121,7 +122,9 @@ impl Planner {
         let look = self.downloads.values().map(|download| {
             let mut classes = download.flying.values().map(|flying| flying.class);
             let fault = !download.waiting[urgent].is_empty() || classes.any(|c| c == Class::Fault);
-            now + if fault { LOOK_FAULT } else { LOOK }
+            let led = self.scheduler && self.origin_failures == 0;
+            let look = if led { LOOK_LED } else { LOOK };
+            now + if fault { LOOK_FAULT } else { look }
         });
         report.into_iter().chain(look.min()).min()
     }

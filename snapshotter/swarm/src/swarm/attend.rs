@@ -220,6 +220,9 @@ impl Inner {
                 self.handle(Event::Cancelled { task, pieces });
                 Some(())
             }),
+            Message::Queued(queued) => convert::task_id(&queued.task).map(|task| {
+                self.handle(Event::Queued { task });
+            }),
             Message::Neighbours(near) => convert::task_id(&near.task).map(|task| {
                 let peers = near.neighbours.into_iter().filter_map(|neighbour| {
                     let pieces = convert::pieces(neighbour.pieces).unwrap_or_default();

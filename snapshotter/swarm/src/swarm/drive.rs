@@ -21,8 +21,8 @@ use crate::transport::{Call, Haves, Reply};
 
 /// Links are looked at this often.
 const LOOK: Duration = Duration::from_millis(250);
-/// And the book of peers is saved this often, if it has changed.
-const SAVE: Duration = Duration::from_secs(5);
+/// And the book of peers is saved this often at most, if it has changed.
+const SAVE: Duration = Duration::from_secs(1);
 
 /// Opens the stream of an order.
 pub async fn order(inner: &Arc<Inner>, order: Order) -> Result<PieceStream, FetchError> {

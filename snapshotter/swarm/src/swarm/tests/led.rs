@@ -247,6 +247,9 @@ fn message(inners: &[Arc<Inner>], action: core::Action) -> (NodeId, ToNode) {
             let neighbours = peers.into_iter().map(near).collect();
             (node, ToNode::Neighbours(wire::Neighbours { task: id(task), neighbours }))
         }
+        core::Action::Queued { node, task, .. } => {
+            (node, ToNode::Queued(wire::Queued { task: id(task) }))
+        }
         core::Action::Seed { node, .. } => (node, ToNode::Welcome(wire::Welcome { epoch: 1 })),
     }
 }
