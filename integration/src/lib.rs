@@ -8,6 +8,7 @@ pub mod command;
 pub mod containerd;
 pub mod control;
 pub mod cri;
+pub mod crictl;
 pub mod ctr;
 pub mod debian;
 pub mod estargz;

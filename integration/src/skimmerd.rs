@@ -1,5 +1,6 @@
 //! The node daemon under test, and the `skimmer` command that asks it.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub struct Setup {
     pub docker_config: Option<PathBuf>,
     /// kubelet's CredentialProviderConfig, and the folder of its programs.
     pub credential_providers: Option<(PathBuf, PathBuf)>,
+    /// Whether CRI's image service is served, and how.
+    pub images: Option<ImageService>,
     /// Complete images are put into containerd's content store.
     pub materialize: bool,
     /// What it logs.
@@ -46,6 +49,25 @@ pub struct Setup {
     pub holder: bool,
     /// Who serves its mounts, if that isn't left to the whole run of tests (`SKIMMER_TEST_MOUNT_MODE`).
     pub mounts: Option<MountMode>,
+}
+
+/// CRI's image service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageService {
+    /// Blobs are brought into containerd before it pulls.
+    pub full: bool,
+    /// The credentials of pulls are remembered.
+    pub remembers: bool,
+}
+
+impl ImageService {
+    pub const FULL: Self = Self { full: true, remembers: true };
+}
+
+impl Default for ImageService {
+    fn default() -> Self {
+        Self { full: false, remembers: true }
+    }
 }
 
 /// `mount.mode`, as far as it makes a difference here: no systemd keeps descriptors in tests.
@@ -112,6 +134,7 @@ impl Default for Setup {
             deadline: Duration::from_secs(20),
             docker_config: None,
             credential_providers: None,
+            images: None,
             materialize: false,
             log_level: "info",
             cluster: None,
@@ -129,6 +152,7 @@ pub struct Skimmerd {
     process: Option<Process>,
     holder: Option<Process>,
     metrics: String,
+    has_images: bool,
     folder: PathBuf,
     logs: PathBuf,
     program: Vec<String>,
@@ -162,6 +186,9 @@ impl Skimmerd {
         let folder = scenario.path(name);
         std::fs::create_dir_all(&folder)?;
         let mut text = configuration(&folder, &scenario.hosts(), containerd, setup);
+        if let Some(images) = setup.images {
+            text += &image_service(&folder, images);
+        }
         if let Some(join) = &setup.cluster {
             std::fs::write(folder.join("token"), &join.token)?;
             text += &cluster(&folder, join);
@@ -179,6 +206,7 @@ impl Skimmerd {
             process: None,
             holder: None,
             metrics: setup.metrics.clone(),
+            has_images: setup.images.is_some(),
             folder,
             logs: scenario.logs(),
             program,
@@ -198,6 +226,11 @@ impl Skimmerd {
 
     pub fn address(&self) -> PathBuf {
         self.folder.join("s.sock")
+    }
+
+    /// Where it serves CRI's image service, if it does.
+    pub fn images(&self) -> PathBuf {
+        self.folder.join("cri.sock")
     }
 
     /// Where it serves its metrics, if it does.
@@ -273,9 +306,11 @@ impl Skimmerd {
         let name =
             self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
         let mut process = Process::start(&name, &command, &self.logs)?;
-        let address = self.address();
+        let sockets: Vec<PathBuf> =
+            std::iter::once(self.address()).chain(self.has_images.then(|| self.images())).collect();
         process.wait_ready("skimmerd serves", Duration::from_secs(30), || {
-            std::os::unix::net::UnixStream::connect(&address).ok()
+            let connect = |socket| UnixStream::connect(socket).ok();
+            sockets.iter().map(connect).collect::<Option<Vec<_>>>()
         })?;
         self.process = Some(process);
         Ok(())
@@ -399,6 +434,15 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
         deadline = seconds(setup.deadline),
         background = setup.background.is_some(),
         delay = seconds(setup.background.unwrap_or(Duration::from_secs(3600))),
+    )
+}
+
+fn image_service(folder: &Path, images: ImageService) -> String {
+    let ImageService { full, remembers } = images;
+    let remembered = if remembers { "1day" } else { "0s" };
+    format!(
+        "[cri]\naddress = '{base}/cri.sock'\nfull = {full}\nremember_credentials = '{remembered}'\n",
+        base = folder.display(),
     )
 }
 

@@ -17,14 +17,14 @@ use skimmer_integration::{http, skimmerd};
 use crate::fixtures::small;
 use crate::indexes;
 
-const USER: &str = "alice";
-const PASSWORD: &str = "w0nderland-s3cret";
+pub const USER: &str = "alice";
+pub const PASSWORD: &str = "w0nderland-s3cret";
 
-fn basic() -> Auth {
+pub fn basic() -> Auth {
     Auth::Basic { user: USER, password: PASSWORD }
 }
 
-fn token(lifetime: Duration) -> Auth {
+pub fn token(lifetime: Duration) -> Auth {
     Auth::Token { user: USER, password: PASSWORD, lifetime }
 }
 
@@ -114,7 +114,7 @@ fn a_changed_config_json_is_used_at_once() {
 }
 
 /// None of `secrets` is in what skimmerd logged, serves or keeps, nor in what its command prints.
-fn nowhere(node: &Node, secrets: &[&str]) -> anyhow::Result<()> {
+pub fn nowhere(node: &Node, secrets: &[&str]) -> anyhow::Result<()> {
     let mut places = vec![("the log".to_owned(), node.skimmerd.log().into_bytes())];
     for arguments in [&["status"][..], &["images"], &["peers"], &["doctor"]] {
         let said = command::finish(&mut node.skimmerd.skimmer(arguments)?, PATIENCE)?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use skimmer_integration::command;
 use skimmer_integration::image::{Image, Plan};
 use skimmer_integration::layer::{Format, Layer, noise};
 use skimmer_integration::scenario::Scenario;
@@ -56,6 +57,14 @@ pub fn pause(scenario: &Scenario) -> anyhow::Result<Image> {
     let mut plan = Plan::new("pods/pause", vec![Layer::of(&tar, Format::Gzip, &blobs(scenario))?]);
     plan.command = ["/busybox", "sleep", "1000000"].map(str::to_owned).to_vec();
     plan.build(&blobs(scenario))
+}
+
+/// What `md5sum` in a container says of [`data`]'s file `name`.
+pub fn md5sum(scenario: &Scenario, name: &str, length: usize) -> anyhow::Result<String> {
+    let path = scenario.path("expected");
+    std::fs::write(&path, noise(seed(name), length))?;
+    let said = command::run("md5sum", [&path])?;
+    Ok(said.replace(&path.display().to_string(), &format!("/data/{name}")))
 }
 
 /// What the bytes of [`data`]'s file `name` are made from.

@@ -14,6 +14,7 @@ mod fixtures;
 mod full_disk;
 mod hostile;
 mod huge;
+mod image_service;
 mod indexes;
 mod lifecycle;
 mod lost_store;

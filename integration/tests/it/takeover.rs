@@ -9,14 +9,14 @@ use skimmer_integration::command::{self, PATIENCE, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::Plan;
-use skimmer_integration::layer::{Format, noise};
+use skimmer_integration::layer::Format;
 use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::{self, MountMode};
 
-use crate::fixtures::{blobs, busybox, data, seed};
+use crate::fixtures::{blobs, busybox, data, md5sum};
 use crate::indexes;
 
 const LEN: usize = 24 << 20;
@@ -59,21 +59,13 @@ impl World {
     fn sum(&self) -> anyhow::Result<String> {
         self.node.containerd.exec(READER, &["md5sum", &self.file])
     }
-
-    /// What `md5sum` in the container has to say.
-    fn expected(&self, scenario: &Scenario, name: &str) -> anyhow::Result<String> {
-        let path = scenario.path("expected");
-        std::fs::write(&path, noise(seed(name), LEN))?;
-        let said = command::run("md5sum", [&path])?;
-        Ok(said.replace(&path.display().to_string(), &self.file))
-    }
 }
 
 #[test]
 fn readers_wait_for_the_next_daemon() {
     scenario("takeover-dead", |scenario| {
         let mut world = World::new(scenario, "dead")?;
-        let expected = world.expected(scenario, "dead")?;
+        let expected = md5sum(scenario, "dead", LEN)?;
         world.node.skimmerd.kill()?;
         let mut reader = world.node.containerd.ctr()?;
         reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
@@ -91,7 +83,7 @@ fn readers_wait_for_the_next_daemon() {
 fn what_was_in_flight_is_answered_by_the_next_daemon() {
     scenario("takeover-flight", |scenario| {
         let mut world = World::new(scenario, "flight")?;
-        let expected = world.expected(scenario, "flight")?;
+        let expected = md5sum(scenario, "flight", LEN)?;
         world.registry.stop()?;
         let mut reader = world.node.containerd.ctr()?;
         reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
@@ -111,7 +103,7 @@ fn what_was_in_flight_is_answered_by_the_next_daemon() {
 fn open_files_and_inode_numbers_stay_through_many_deaths() {
     scenario("takeover-many", |scenario| {
         let mut world = World::new(scenario, "many")?;
-        let expected = world.expected(scenario, "many")?;
+        let expected = md5sum(scenario, "many", LEN)?;
         let inode =
             |world: &World| world.node.containerd.exec(READER, &["stat", "-c", "%i", &world.file]);
         let before = inode(&world)?;
@@ -146,7 +138,7 @@ fn open_files_and_inode_numbers_stay_through_many_deaths() {
 fn a_holder_that_died_is_given_everything_again() {
     scenario("takeover-holder", |scenario| {
         let mut world = World::new(scenario, "holder")?;
-        let expected = world.expected(scenario, "holder")?;
+        let expected = md5sum(scenario, "holder", LEN)?;
         world.node.skimmerd.expect_log("the holder of descriptors is gone");
         world.node.skimmerd.kill_holder()?;
         wait_for("the daemon misses its holder", PATIENCE, || {

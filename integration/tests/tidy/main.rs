@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. The data path points down: snapshots → layers → cache → Source.
-const CRATES: [(&str, &str, &[&str]); 18] = [
+const CRATES: [(&str, &str, &[&str]); 19] = [
     ("proto", "skimmer-proto", &[]),
     ("proto/identity", "skimmer-identity", &["skimmer-proto"]),
     ("proto/service", "skimmer-service", &["skimmer-identity"]),
@@ -37,11 +37,13 @@ const CRATES: [(&str, &str, &[&str]); 18] = [
         "skimmer-snapshots",
         &["skimmer-cache", "skimmer-layers", "skimmer-proto", "skimmer-store"],
     ),
+    ("snapshotter/cri", "skimmer-cri", &["skimmer-proto", "skimmer-registry"]),
     (
         "snapshotter/daemon",
         "skimmer-daemon",
         &[
             "skimmer-cache",
+            "skimmer-cri",
             "skimmer-identity",
             "skimmer-index",
             "skimmer-keeper",

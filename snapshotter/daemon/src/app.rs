@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future;
 use prometheus_client::registry::Registry as Metrics;
 use skimmer_cache::{Cache, PieceSource, Sources};
+use skimmer_cri::Proxy;
 use skimmer_index::tar::Limits;
 use skimmer_layers::{FuseConfig, Keeping, Layers, Scrub, error_chain};
 use skimmer_proto::node::node_server::NodeServer;
-use skimmer_registry::{Places, Registry};
+use skimmer_registry::{Places, Registry, Told};
 use skimmer_service::health::{self, Health};
 use skimmer_service::socket;
 use skimmer_snapshots::identify::{Containerd, Content};
@@ -27,6 +29,7 @@ use tonic::transport::Server;
 
 use crate::completed;
 use crate::config::{Config, Materialize, MountMode};
+use crate::cri;
 use crate::keeper;
 use crate::node::{Documents, Node};
 use crate::pulled;
@@ -39,6 +42,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct App {
     metrics_address: String,
     listener: UnixListener,
+    cri_listener: Option<UnixListener>,
+    images: Proxy,
     materialize: Materialize,
     snapshotter: Snapshotter,
     node: Node,
@@ -52,6 +57,7 @@ impl App {
     pub async fn build(config: &Config) -> anyhow::Result<Self> {
         // First of all: two daemons must not share a root.
         let listener = socket::listen("snapshots.address", &config.snapshots.address)?;
+        let cri_listener = cri::listen(&config.cri)?;
         let mut metrics = Metrics::with_prefix("skimmer");
         let root = &config.root;
         std::fs::create_dir_all(root)
@@ -61,12 +67,14 @@ impl App {
         if let Some(aside) = damaged {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
-        let registry = registry(config);
+        let mut keeping = keeper::open(config)?;
+        let memory = keeper::credentials(config, &mut keeping)?;
+        let told = Told::open(config.cri.remember_credentials, memory);
+        let registry = registry(config, told.clone());
         let prepared = swarm::prepare(config, &registry, &mut metrics)?;
         let pieces = prepared.as_ref().map(|p| Arc::new(p.swarm.clone()) as Arc<dyn PieceSource>);
         let sources = Sources { pieces, ranges: Arc::new(registry.clone()) };
         let cache = cache(config, sources, &mut metrics)?;
-        let keeping = keeper::open(config)?;
         let layers = layers(config, cache.clone(), &store, keeping, &mut metrics)?;
         let swarm = prepared.map(|prepared| prepared.start(&cache, &layers));
         let containerd =
@@ -78,11 +86,25 @@ impl App {
             cache: cache.clone(),
             metrics: Adoptions::register(&mut metrics),
         };
-        let node = Node { containerd, layers, registry, documents, materializer, swarm };
+        let image_service = config.cri.address.clone();
+        let node =
+            Node { containerd, layers, registry, documents, materializer, image_service, swarm };
+        let images = cri::proxy(&config.cri, &node, told);
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();
         let materialize = config.containerd.materialize;
-        Ok(Self { metrics_address, listener, materialize, snapshotter, node, health, store, cache })
+        Ok(Self {
+            metrics_address,
+            listener,
+            cri_listener,
+            images,
+            materialize,
+            snapshotter,
+            node,
+            health,
+            store,
+            cache,
+        })
     }
 
     /// Serves until `stopped`, then finishes what is under way. What is mounted stays for the next process if somebody
@@ -107,12 +129,14 @@ impl App {
                 UnixListenerStream::new(self.listener),
                 stop.clone().cancelled_owned(),
             );
-        let mut server = tokio::spawn(server);
+        let server = async { server.await.context("serve snapshots.address") };
+        let images = cri::serve(self.cri_listener, self.images, stop.clone());
+        let mut server = tokio::spawn(future::try_join(server, images));
         self.health.ready.store(true, Ordering::Release);
         tokio::select! {
             () = stopped => {}
             ended = &mut server => {
-                ended.context("the server ended")?.context("serve snapshots.address")?;
+                ended.context("the server ended")??;
                 anyhow::bail!("the server ended by itself");
             }
         }
@@ -131,23 +155,24 @@ impl App {
     }
 }
 
-fn registry(config: &Config) -> Registry {
+fn registry(config: &Config, told: Told) -> Registry {
     Registry::new(skimmer_registry::Config {
         config_path: Some(config.registry.config_path.clone()),
-        credentials: credentials(&config.registry),
+        credentials: credentials(&config.registry, told),
         // Sooner than the cache's own, so that the registry's last word is known when that is over.
         deadline: config.fetch.deadline / 4 * 3,
         ..skimmer_registry::Config::default()
     })
 }
 
-fn credentials(config: &crate::config::Registry) -> Places {
+fn credentials(config: &crate::config::Registry, told: Told) -> Places {
     let crate::config::Registry { credential_provider_config, .. } = config;
     let programs = config.credential_provider_bin_dir.clone();
     let is_set = !credential_provider_config.as_os_str().is_empty();
     Places {
         docker_config: Some(config.docker_config.clone()),
         plugins: is_set.then(|| (credential_provider_config.clone(), programs)),
+        told,
     }
 }
 

@@ -16,6 +16,7 @@ pub struct Config {
     pub root: PathBuf,
     pub snapshots: Snapshots,
     pub containerd: Containerd,
+    pub cri: Cri,
     pub registry: Registry,
     pub control_plane: ControlPlane,
     pub node: Node,
@@ -56,6 +57,18 @@ pub enum Materialize {
     Never,
     /// Once every layer of an image is complete.
     OnComplete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cri {
+    /// Unix socket for kubelet's `imageServiceEndpoint`; empty: none.
+    pub address: PathBuf,
+    /// Whether blobs are brought into containerd's store before it pulls.
+    pub full: bool,
+    /// How long the credentials of pulls are remembered.
+    #[serde(with = "humantime_serde")]
+    pub remember_credentials: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +217,7 @@ impl Default for Config {
             root: "/var/lib/skimmer".into(),
             snapshots: Snapshots::default(),
             containerd: Containerd::default(),
+            cri: Cri::default(),
             registry: Registry::default(),
             control_plane: ControlPlane::default(),
             node: Node::default(),
@@ -230,6 +244,16 @@ impl Default for Snapshots {
 impl Default for Containerd {
     fn default() -> Self {
         Self { address: "/run/containerd/containerd.sock".into(), materialize: Materialize::Never }
+    }
+}
+
+impl Default for Cri {
+    fn default() -> Self {
+        Self {
+            address: PathBuf::new(),
+            full: false,
+            remember_credentials: Duration::from_secs(7 * 24 * 3600),
+        }
     }
 }
 
@@ -367,6 +391,7 @@ mod tests {
             ("rot = '/x'", "rot", "root"),
             ("[cache]\nquota = 1", "cache.quota", "cache.quota_bytes"),
             ("[snapshot]\naddress = '/x'", "snapshot.address", "snapshots.address"),
+            ("[cri]\nadress = '/x'", "cri.adress", "cri.address"),
             ("[fetch]\ndead_line = '1s'", "fetch.dead_line", "fetch.deadline"),
         ] {
             match parse(text) {

@@ -1,14 +1,16 @@
 //! Who keeps the descriptors of mounts while no daemon runs, and the daemon's own words about it.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use skimmer_keeper::Place;
+use skimmer_keeper::{Place, memory};
 use skimmer_layers::Keeping;
 use skimmer_layers::mount::Mounts;
+use skimmer_proto::Digest;
 
 use crate::config::{Config, MountKeeper};
 
@@ -39,13 +41,39 @@ pub fn open(config: &Config) -> anyhow::Result<Keeping> {
     Ok(keeping)
 }
 
+/// The file in memory in which the credentials of pulls outlive this process; `None` if nobody keeps it. Where there are
+/// to be none, what an earlier process left is given up.
+pub fn credentials(config: &Config, keeping: &mut Keeping) -> anyhow::Result<Option<File>> {
+    let Some((keeper, kept)) = keeping else { return Ok(None) };
+    let name = credentials_name(config);
+    let has_none =
+        config.cri.address.as_os_str().is_empty() || config.cri.remember_credentials.is_zero();
+    if has_none {
+        memory::discard(keeper, kept, &name).context("give up the credentials of pulls")?;
+        return Ok(None);
+    }
+    let memory = memory::open(keeper, kept, &name);
+    memory.context("keep the credentials of pulls for this process's successor").map(Some)
+}
+
+/// Daemons with other roots may share a keeper.
+fn credentials_name(config: &Config) -> String {
+    let place = Digest::of(config.root.as_os_str().as_encoded_bytes()).hex();
+    format!("credentials-1.{}", &place[..8])
+}
+
 /// Unmounts what a stopped daemon left; whoever still reads there gets an error.
 pub fn unmount(config: &Config) -> anyhow::Result<()> {
     let address = &config.snapshots.address;
     if UnixStream::connect(address).is_ok() {
         anyhow::bail!("skimmerd serves {}: stop it first", address.display());
     }
-    let mounts = Mounts::open(&mounts(config), skimmer_layers::MountMode::Auto, open(config)?)?;
+    let mut keeping = open(config)?;
+    if let Some((keeper, kept)) = &mut keeping {
+        memory::discard(keeper, kept, &credentials_name(config))
+            .context("give up the credentials of pulls")?;
+    }
+    let mounts = Mounts::open(&mounts(config), skimmer_layers::MountMode::Auto, keeping)?;
     let mut unmounted = 0;
     for blob in mounts.left() {
         for left in mounts.take_left(blob) {

@@ -3,6 +3,7 @@
 mod app;
 mod completed;
 mod config;
+mod cri;
 mod keeper;
 mod node;
 mod pulled;

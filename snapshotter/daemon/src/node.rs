@@ -12,6 +12,7 @@ mod get;
 mod images;
 mod materialize;
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use documents::Documents;
 use follow::{Work, follow};
 use get::Getter;
-pub use materialize::LEASE_TIME;
+pub use materialize::{LEASE_TIME, stage_for_kubernetes};
 
 /// Bytes of an index in one message.
 const MESSAGE_LEN: usize = 1 << 20;
@@ -51,6 +52,8 @@ pub struct Node {
     pub registry: Registry,
     pub documents: Documents,
     pub materializer: Materializer,
+    /// Where CRI's image service is served; empty: nowhere.
+    pub image_service: PathBuf,
     /// `None` where the node stands alone.
     pub swarm: Option<Swarm>,
 }
@@ -235,6 +238,7 @@ impl node_server::Node for Node {
         let registry = request.into_inner().registry;
         let mut checks = vec![check::daemon(), check::lazily(&self.layers)];
         checks.push(check::containerd(&self.containerd).await);
+        checks.push(check::image_service(&self.image_service));
         if !registry.is_empty() {
             checks.extend(check::registry(&self.registry, &registry).await);
         }

@@ -5,6 +5,7 @@
 
 pub mod hold;
 mod holder;
+pub mod memory;
 mod systemd;
 mod wire;
 
@@ -73,6 +74,8 @@ pub enum Error {
     Notify { source: std::io::Error },
     #[error("systemd keeps no more than {max} descriptors of this unit (FileDescriptorStoreMax=)")]
     Full { max: usize },
+    #[error("make a file in memory")]
+    Memory { source: nix::Error },
     #[error(
         "the name {name:?} of a descriptor is empty, longer than {MAX_NAME} bytes or not plain ASCII"
     )]

@@ -48,11 +48,11 @@ pub enum Error {
     #[error("look up credentials for {host}")]
     Credentials { host: String, source: Arc<credentials::Error> },
     #[error(
-        "{host} wants a user and a password, and config.json has none, nor has a credential provider; run docker login {host}"
+        "{host} wants a user and a password, and config.json has none, nor has a credential provider or a pull by way of CRI; run docker login {host}"
     )]
     NoCredentials { host: String },
     #[error(
-        "{host} refused the credentials of config.json and of credential providers; run docker login {host}"
+        "{host} refused the credentials of config.json, of credential providers and of pulls by way of CRI; run docker login {host}"
     )]
     Rejected { host: String },
     #[error(
@@ -194,7 +194,7 @@ impl Auth {
         repository: &str,
         again: bool,
     ) -> Result<HeaderValue, Error> {
-        let version = self.credentials.version();
+        let version = self.credentials.version(&host(endpoint), repository);
         let now = Instant::now();
         if let Some(given) = &state.given
             && given.version == version

@@ -1,7 +1,7 @@
 //! Who we are to a registry.
 //!
-//! Asked in this order: docker's `config.json` with its credential helpers, kubelet's credential-provider plugins. All
-//! that they know is tried, until the registry takes one.
+//! Asked in this order: docker's `config.json` with its credential helpers, kubelet's credential-provider plugins, what
+//! this node was told by way of CRI. All that they know is tried, until the registry takes one.
 //!
 //! Owns: what each of them said, in memory only.
 
@@ -12,6 +12,7 @@ mod plugins;
 mod program;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::fmt;
 use std::io;
@@ -19,9 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use self::docker::Docker;
+pub use self::file::Written;
 pub use self::helper::Error as HelperError;
 pub use self::plugins::Error as PluginError;
 use self::plugins::Plugins;
+pub use self::told::Told;
 
 const FILE_BYTES: u64 = 4 << 20;
 
@@ -91,6 +94,7 @@ impl FileVersion {
 pub struct Version {
     docker: FileVersion,
     plugins: FileVersion,
+    told: told::Version,
 }
 
 /// Where credentials are looked for.
@@ -100,23 +104,28 @@ pub struct Places {
     pub docker_config: Option<PathBuf>,
     /// kubelet's CredentialProviderConfig, and the folder of the programs that it names.
     pub plugins: Option<(PathBuf, PathBuf)>,
+    /// What this node is told when it is asked to pull.
+    pub told: Told,
 }
 
 pub struct Credentials {
     docker: Docker,
     plugins: Option<Plugins>,
+    told: Told,
 }
 
 impl Credentials {
     pub fn new(places: Places) -> Self {
         let plugins = places.plugins.map(|(config, programs)| Plugins::new(config, programs));
-        Self { docker: Docker::new(places.docker_config), plugins }
+        Self { docker: Docker::new(places.docker_config), plugins, told: places.told }
     }
 
-    pub fn version(&self) -> Version {
+    /// Of what is known for `repository` at `host`.
+    pub fn version(&self, host: &str, repository: &str) -> Version {
         Version {
             docker: self.docker.version(),
             plugins: self.plugins.as_ref().map(Plugins::version).unwrap_or_default(),
+            told: self.told.version(host, repository),
         }
     }
 
@@ -140,6 +149,7 @@ impl Credentials {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
+        found.extend(self.told.find(host, repository));
         match failed {
             Some(error) if found.is_empty() => Err(error),
             Some(error) => {
@@ -150,6 +160,11 @@ impl Credentials {
             None => Ok(found),
         }
     }
+}
+
+/// The host of a server's address, which may be a URL.
+pub fn server_host(address: &str) -> String {
+    file::place(address).0
 }
 
 fn plain(host: &str) -> &str {

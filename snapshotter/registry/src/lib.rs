@@ -24,7 +24,7 @@ pub mod resolve;
 mod tls;
 mod tries;
 
-pub use credentials::Places;
+pub use credentials::{Credential, Places, Told, Written, server_host};
 pub use files::{Address, Files};
 pub use media::LayerKind;
 pub use registry::{Config, Error, Ping, Registry};

@@ -1,5 +1,7 @@
 //! What the daemon sees of its surroundings, for `skimmer doctor`.
 
+use std::path::Path;
+
 use skimmer_layers::Layers;
 use skimmer_proto::node::{Check, Verdict};
 use skimmer_registry::Registry;
@@ -32,6 +34,17 @@ pub async fn containerd(containerd: &Containerd) -> Check {
             verdict(name, Verdict::Warning, words(&error), remedy)
         }
     }
+}
+
+/// Whether pull secrets reach this node.
+pub fn image_service(address: &Path) -> Check {
+    let detail = if address.as_os_str().is_empty() {
+        "not served (cri.address): pull secrets of pods don't reach skimmerd".to_owned()
+    } else {
+        let address = address.display();
+        format!("served; for kubelet: imageServiceEndpoint: unix://{address}")
+    };
+    verdict("CRI image service", Verdict::Ok, detail, "")
 }
 
 pub async fn registry(registry: &Registry, host: &str) -> Vec<Check> {

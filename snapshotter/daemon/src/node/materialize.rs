@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use skimmer_proto::node::{MaterializeRequest, Progress, StageRequest};
+use skimmer_proto::{Platform, Reference};
 use skimmer_snapshots::install::ImageContent;
 use skimmer_snapshots::materialize::{Contents, Materializer};
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::follow::{Work, follow};
@@ -20,6 +22,12 @@ const STAGED: Duration = Duration::from_secs(3600);
 /// Where it waits. containerd shares content between namespaces, unless it is told otherwise; and who is about to
 /// pull doesn't say into which.
 const STAGE: &str = "skimmer";
+
+/// Into which CRI pulls.
+const KUBERNETES: &str = "k8s.io";
+
+/// How long kubelet's pull is held up where the registry doesn't even say what the image is.
+const RESOLVED: Duration = Duration::from_secs(30);
 
 /// Puts an image that the registry has described into containerd, with its records.
 pub fn pull(
@@ -53,7 +61,28 @@ pub async fn installed(
 pub async fn stage(node: &Node, request: StageRequest) -> Result<Answers<Progress>, Status> {
     let (mut reference, platform) = parse(&request.reference, &request.platform)?;
     reference.digest = Some(digest(&request.digest)?);
-    let resolved = node.documents.resolve(&node.registry, &reference, platform.as_ref()).await;
+    let (image, work) = staging(node, STAGE, reference, platform.as_ref()).await?;
+    Ok(follow(node.layers.clone(), image, work))
+}
+
+/// The same for a pull by CRI, to its end.
+pub async fn stage_for_kubernetes(node: &Node, reference: Reference) -> Result<(), Status> {
+    let staging = staging(node, KUBERNETES, reference, None);
+    let staging = timeout(RESOLVED, staging).await;
+    let (_, work) = staging.map_err(|_| {
+        Status::deadline_exceeded(format!("the registry didn't answer within {RESOLVED:?}"))
+    })??;
+    work.await
+}
+
+/// The image, and the work that puts it into the content store of `namespace`.
+async fn staging(
+    node: &Node,
+    namespace: &'static str,
+    reference: Reference,
+    platform: Option<&Platform>,
+) -> Result<(Image, Work), Status> {
+    let resolved = node.documents.resolve(&node.registry, &reference, platform).await;
     let resolved = resolved.map_err(|error| convert::registry_status(&reference, &error))?;
     let others = node.documents.others(&node.registry, &reference, &resolved).await;
     let image = convert::content(reference, resolved);
@@ -61,10 +90,10 @@ pub async fn stage(node: &Node, request: StageRequest) -> Result<Answers<Progres
         Contents::of(&image).with_documents(others.into_iter().map(convert::document).collect());
     let materializer = node.materializer.clone();
     let work: Work = Box::pin(async move {
-        let kept = materializer.put(STAGE, &contents, STAGED).await;
+        let kept = materializer.put(namespace, &contents, STAGED).await;
         kept.map(drop).map_err(|error| convert::materialize_status(&error))
     });
-    Ok(follow(node.layers.clone(), convert::specs(&image), work))
+    Ok((convert::specs(&image), work))
 }
 
 fn put(materializer: Materializer, namespace: String, contents: Contents) -> Work {

@@ -20,23 +20,27 @@ pub struct File {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct Config {
     #[serde(default)]
-    auths: Option<HashMap<String, Entry>>,
+    auths: Option<HashMap<String, Written>>,
     #[serde(default, rename = "credHelpers")]
     helpers: Option<HashMap<String, String>>,
     #[serde(default, rename = "credsStore")]
     store: Option<String>,
 }
 
+/// A credential as docker writes it, and kubelet sends it: in one of several ways.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Entry {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
-    registrytoken: String,
+pub struct Written {
+    /// The base64 of `user:password`.
+    pub auth: String,
+    pub username: String,
+    pub password: String,
+    #[serde(rename = "identitytoken")]
+    pub identity_token: String,
+    #[serde(rename = "registrytoken")]
+    pub registry_token: String,
 }
 
 impl File {
@@ -61,13 +65,13 @@ impl File {
 /// Parses the file at `path`.
 pub fn parse(bytes: &[u8], path: &str) -> Result<File, Error> {
     // The error's own Display may quote a value.
-    let written: Written = serde_json::from_slice(bytes).map_err(|e| Error::Syntax {
+    let config: Config = serde_json::from_slice(bytes).map_err(|e| Error::Syntax {
         path: path.to_owned(),
         line: e.line(),
         category: e.classify(),
     })?;
     let mut entries = Vec::new();
-    for (key, entry) in written.auths.unwrap_or_default() {
+    for (key, entry) in config.auths.unwrap_or_default() {
         let (host, below) = place(&key);
         let refused = || Error::Auth { path: path.to_owned(), host: host.clone() };
         if let Some(credential) = entry.credential().ok_or_else(refused)? {
@@ -76,20 +80,20 @@ pub fn parse(bytes: &[u8], path: &str) -> Result<File, Error> {
     }
     entries
         .sort_by(|(host_a, a, _), (host_b, b, _)| (host_a, b.len(), a).cmp(&(host_b, a.len(), b)));
-    let helpers = written.helpers.unwrap_or_default();
+    let helpers = config.helpers.unwrap_or_default();
     let helpers = helpers.into_iter().map(|(key, name)| (place(&key).0, name)).collect();
-    Ok(File { entries, helpers, store: written.store })
+    Ok(File { entries, helpers, store: config.store })
 }
 
-impl Entry {
-    /// The entry's credential; `Some(None)` for an empty entry (docker writes them for hosts whose
-    /// credentials are in a store), `None` for one that can't be read.
-    fn credential(self) -> Option<Option<Credential>> {
-        if !self.identitytoken.is_empty() {
-            return Some(Some(Credential::Identity(self.identitytoken)));
+impl Written {
+    /// The credential; `Some(None)` if there is none (docker writes such entries for hosts whose
+    /// credentials are in a store), `None` if it can't be read.
+    pub fn credential(self) -> Option<Option<Credential>> {
+        if !self.identity_token.is_empty() {
+            return Some(Some(Credential::Identity(self.identity_token)));
         }
-        if !self.registrytoken.is_empty() {
-            return Some(Some(Credential::Bearer(self.registrytoken)));
+        if !self.registry_token.is_empty() {
+            return Some(Some(Credential::Bearer(self.registry_token)));
         }
         let (username, secret) = if self.auth.is_empty() {
             (self.username, self.password)
@@ -109,7 +113,7 @@ impl Entry {
 }
 
 /// Host and path of a key, which may be a URL: `https://index.docker.io/v1/` is docker.io.
-fn place(key: &str) -> (String, String) {
+pub fn place(key: &str) -> (String, String) {
     let bare = key.trim_start_matches("https://").trim_start_matches("http://");
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
     let path = path.trim_matches('/');

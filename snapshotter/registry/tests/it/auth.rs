@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use skimmer_cache::source::Blame;
-use skimmer_registry::{Config, Places, Registry};
+use skimmer_registry::{Config, Credential, Places, Registry, Told};
 use tempfile::TempDir;
 
 use crate::blobs::{blob, config, fetch, words};
@@ -250,6 +250,38 @@ async fn changed_credentials_are_used_at_once() {
     assert!(fetch(&registry, &server.host(), 0..10).await.is_err());
     fs::write(folder.path().join("config.json"), user(&server.host()).to_string()).unwrap();
     assert!(fetch(&registry, &server.host(), 0..10).await.is_ok());
+}
+
+#[tokio::test]
+async fn told_credentials_come_after_the_files_and_may_change() {
+    let password = |secret: &str| Credential::Password {
+        username: "user".to_owned(),
+        secret: secret.to_owned(),
+    };
+    let server = Server::new(|request, _| match request.header("authorization") {
+        Some(BASIC) => Answer::blob(request, &blob()),
+        _ => Answer::new(401, "").with("www-authenticate", "Basic realm=\"x\""),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let told = Told::open(Duration::from_secs(60), None);
+    let credentials =
+        Places { docker_config: Some(path.clone()), told: told.clone(), ..Places::default() };
+    let registry = Registry::new(Config { credentials, ..config() });
+    let host = server.host();
+    assert!(fetch(&registry, &host, 0..10).await.is_err());
+    told.remember(&host, "a/other", &password("s3cret"));
+    assert!(fetch(&registry, &host, 0..10).await.is_err());
+    told.remember(&host, "a/b", &password("s3cret"));
+    assert!(fetch(&registry, &host, 0..10).await.is_ok());
+    // Yesterday's, in the file and told.
+    let stale = serde_json::json!({"auths": {host.clone(): {"username": "user", "password": "x"}}});
+    fs::write(path, stale.to_string()).unwrap();
+    told.remember(&host, "a/b", &password("of-yesterday"));
+    assert!(fetch(&registry, &host, 0..10).await.is_ok());
+    told.forget(&host, "a/b", &password("s3cret"));
+    assert!(fetch(&registry, &host, 0..10).await.is_err());
 }
 
 #[derive(Clone, Default)]
