@@ -331,10 +331,11 @@ impl Files {
         if url.scheme() != "https" {
             return Ok(Material::default());
         }
-        let endpoints = self.hosts.endpoints(&host_of(url)).await;
+        let host = host_of(url);
+        let endpoints = self.hosts.endpoints(&host).await;
         let endpoints =
             endpoints.map_err(|source| Error::Hosts { url: PlainUrl::from(url), source })?;
-        let own = endpoints.iter().find(|endpoint| !endpoint.is_mirror);
+        let own = endpoints.iter().find(|endpoint| host_of(&endpoint.base) == host);
         let authorities = own.map(|endpoint| endpoint.tls.authorities.clone());
         Ok(Material { authorities: authorities.unwrap_or_default(), ..Material::default() })
     }
