@@ -99,6 +99,7 @@ impl Holder {
         for (name, fd) in &state.kept {
             self.call(&connection, &Message::Keep(name.clone()), Some(fd.as_fd()))?;
         }
+        tracing::info!(address = %self.address.display(), kept = state.kept.len(), "the holder of descriptors is there again");
         Ok(connection)
     }
 
@@ -112,7 +113,6 @@ impl Holder {
             match self.again(&state) {
                 Ok(connection) => {
                     state.connection = Some(connection);
-                    tracing::info!(address = %self.address.display(), kept = state.kept.len(), "the holder of descriptors is there again");
                     *was_there = true;
                 }
                 Err(_) if !*was_there => {}
