@@ -139,13 +139,8 @@ impl Control {
 
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
-        let config = self.folder.join("config.toml");
-        std::fs::write(&config, self.configuration())?;
-        let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("--config").arg(config);
-        command.args(["--role", self.setup.role]);
         let already = self.log().len();
-        let mut process = Process::start(&self.name, &command, &self.logs)?;
+        let mut process = self.begin()?;
         let socket = self.socket();
         let log = self.log_file();
         self.ports =
@@ -156,6 +151,20 @@ impl Control {
             })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it and kills it `after` that, which may be before it serves.
+    pub fn run_briefly(&mut self, after: Duration) -> anyhow::Result<()> {
+        self.begin()?.kill_after(after)
+    }
+
+    fn begin(&self) -> anyhow::Result<Process> {
+        let config = self.folder.join("config.toml");
+        std::fs::write(&config, self.configuration())?;
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("--config").arg(config);
+        command.args(["--role", self.setup.role]);
+        Process::start(&self.name, &command, &self.logs)
     }
 
     /// A call of the `skimmer` command with JSON output.

@@ -28,6 +28,7 @@ pub mod process;
 pub mod registry;
 pub mod scenario;
 pub mod sim;
+pub mod skimmer;
 pub mod skimmerd;
 pub mod snapshots;
 pub mod speech;
