@@ -10,6 +10,7 @@ mod credentials;
 mod debian;
 mod disk;
 mod entitled;
+mod faults;
 mod fixtures;
 mod full_disk;
 mod hostile;
