@@ -124,6 +124,11 @@ impl Control {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.process.take().map_or(Ok(()), |mut process| process.kill())

@@ -12,6 +12,7 @@ pub mod ctr;
 pub mod debian;
 pub mod estargz;
 pub mod fleet;
+pub mod front;
 pub mod http;
 pub mod image;
 pub mod interrupt;

@@ -17,6 +17,8 @@ use crate::swarm_indexes::wait_records;
 #[derive(Clone, Debug)]
 pub struct Known {
     pub reference: String,
+    /// Of the layer with its files.
+    pub blob: Digest,
     /// The name below `/data` and the digest of each of its files.
     files: Vec<(String, Digest)>,
 }
@@ -39,12 +41,13 @@ impl Known {
             files.push((file, Digest::of(&bytes)));
         }
         let data = Layer::of(&tar.end(), Format::Gzip, &blobs(scenario))?;
+        let blob = data.blob.digest;
         let layers = vec![busybox(scenario, Format::Gzip)?, data];
         let image = Plan::new(&format!("faults/{name}"), layers).build(&blobs(scenario))?;
         let reference = fleet.registry.add(&image)?;
         fleet.machines[seed_peer].build(&reference)?.wait(LIMIT)?;
         wait_records(fleet, &image, 1)?;
-        Ok(Self { reference, files })
+        Ok(Self { reference, blob, files })
     }
 
     /// A line for each file: its SHA-256 in hexadecimal, and its path in a container.

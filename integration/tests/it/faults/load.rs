@@ -14,6 +14,8 @@ use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::ctr::{Ctr, Pull, unique};
 use skimmer_integration::fleet::Machine;
 use skimmer_integration::skimmer::Skimmer;
+use skimmer_integration::skimmerd::MountMode;
+use skimmer_proto::Digest;
 
 use super::images::Known;
 use super::reader::{Reader, Way, forget};
@@ -26,6 +28,9 @@ const PROGRESS: Duration = Duration::from_secs(60);
 
 /// How often the page cache of a reader's files is dropped.
 const FORGETTING: Duration = Duration::from_millis(40);
+
+/// In which they would read everything several times.
+const STILL: Duration = Duration::from_millis(1500);
 
 /// Containers that come and go.
 const PASSING: &str = "passing-";
@@ -178,6 +183,11 @@ impl Load {
         forgetter.join().map_err(|_| anyhow::anyhow!("the forgetter panicked"))
     }
 
+    /// The blobs whose files the readers read.
+    pub fn steady_blobs(&self) -> [Digest; 2] {
+        self.images.steady.each_ref().map(|known| known.blob)
+    }
+
     pub fn progress(&self) -> Progress {
         Progress {
             steady: self.steady.iter().map(Reader::rounds).collect(),
@@ -195,6 +205,21 @@ impl Load {
             format!("{before:?}, then {:?}; last: {excuse}", self.progress())
         })?;
         self.check()
+    }
+
+    /// Fails if the readers get on while nobody serves their files: nothing would be tested then.
+    pub fn stands_still(&self) -> anyhow::Result<()> {
+        if MountMode::of_this_run() == MountMode::Kernel {
+            // Complete layers are the kernel's.
+            return Ok(());
+        }
+        let before = self.progress().steady;
+        thread::sleep(STILL);
+        let after = self.progress().steady;
+        // One may be at the end of a round.
+        let stand = before.iter().zip(&after).all(|(before, after)| *after <= before + 1);
+        anyhow::ensure!(stand, "rounds went from {before:?} to {after:?} without a daemon");
+        Ok(())
     }
 
     /// Fails if anybody has found other bytes, was told of an error or stood still.

@@ -22,7 +22,7 @@ pub enum Way {
 }
 
 /// What it runs. `/said` is the host's: `sums` says what to find, `go` lets it begin, `rounds` counts what it has read from end
-/// to end, `wrong` says what shouldn't be.
+/// to end, `wrong` says what shouldn't be. Its own disk may be full.
 const SCRIPT: &str = r#"
 set -o pipefail
 say() { echo "$*" >>/said/wrong; }
@@ -30,12 +30,13 @@ while [ ! -e /said/go ]; do sleep 0.05; done
 rounds=0
 while :; do
   while read -r sum path; do
-    found=$(READ 2>/tmp/errors) || say "$path: $(cat /tmp/errors)"
+    found=$(READ 2>/said/errors) || say "$path: $(cat /said/errors)"
     [ "${found%% *}" = "$sum" ] || say "$path: $found instead of $sum"
   done </said/sums
   rounds=$((rounds + 1))
-  echo $rounds >/tmp/own
-  [ "$(cat /tmp/own)" = $rounds ] || say "its own file lost $rounds"
+  if echo $rounds >/tmp/new 2>/dev/null && busybox mv /tmp/new /tmp/own; then
+    [ "$(cat /tmp/own)" = $rounds ] || say "its own file lost $rounds"
+  fi
   echo $rounds >/said/rounds.new
   busybox mv /said/rounds.new /said/rounds
   sleep 0.05
