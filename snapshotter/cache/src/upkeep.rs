@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -238,17 +239,23 @@ impl Inner {
         gone
     }
 
-    /// Moves the directory away under the lock, so that nobody opens it half removed.
+    /// Moves the directory away under the lock, so that nobody opens it half removed. Whether it was there: somebody
+    /// else may evict at the same time.
     fn evict_blob(&self, digest: Digest) -> io::Result<bool> {
+        /// The blob may be back, and evicted again, before it is removed.
+        static MOVED: AtomicU64 = AtomicU64::new(0);
         let trash = self.config.root.join(TRASH);
         fs::create_dir_all(&trash)?;
-        let gone = trash.join(digest.hex());
+        let gone = trash.join(format!("{}-{}", digest.hex(), MOVED.fetch_add(1, Relaxed)));
         let closed = {
             let mut open = self.open();
             if open.is_blob_used(digest) {
                 return Ok(false);
             }
-            fs::rename(self.blob_dir(digest), &gone)?;
+            match fs::rename(self.blob_dir(digest), &gone) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                moved => moved?,
+            }
             open.blobs.remove(&digest)
         };
         drop(closed);
