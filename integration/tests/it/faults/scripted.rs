@@ -76,11 +76,12 @@ pub const AROUND: [Fault; 7] = [
         |world| world.fleet.machines[NODE].skimmerd.run(),
     ),
     fault("the metadata is lost", lose_metadata, |world| world.fleet.machines[NODE].skimmerd.run()),
+    // Before the next one, which has such blobs evicted.
+    fault("cached blobs rot", spoil_blobs, find_spoilt_blobs),
     fault("the disk is full", fill_disk, |world| {
         world.ballast = None;
         Ok(())
     }),
-    fault("cached blobs rot", spoil_blobs, find_spoilt_blobs),
 ];
 
 /// Of the registry, and before it that there is no other node to turn to.
