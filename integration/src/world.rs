@@ -24,6 +24,8 @@ pub struct World<'a> {
     pub reference: String,
     /// Who serves mounts on its nodes, if that isn't left to the whole run.
     pub mounts: Option<MountMode>,
+    /// How long a layer is in use before it is completed.
+    pub background: Option<Duration>,
     /// Whether a holder keeps the descriptors of mounts on its nodes.
     pub holder: bool,
     bits_per_second: Option<u64>,
@@ -52,6 +54,7 @@ impl<'a> World<'a> {
             image,
             reference,
             mounts: None,
+            background: Some(Duration::from_secs(60)),
             holder: false,
             bits_per_second,
             _host: host,
@@ -97,7 +100,7 @@ impl<'a> World<'a> {
     fn setup(&self) -> Setup {
         let skimmerd = skimmerd::Setup {
             min_layer_bytes: 1 << 20,
-            background: Some(Duration::from_secs(60)),
+            background: self.background,
             deadline: Duration::from_secs(300),
             mounts: self.mounts,
             holder: self.holder,
