@@ -150,7 +150,8 @@ impl Inner {
         });
     }
 
-    /// Everything on disk, with its size and use.
+    /// Everything on disk, with its size and use. What holds no byte, as after the death of a process that had just begun
+    /// it, counts as one: it is to go too.
     pub fn candidates(&self) -> Result<Vec<Candidate>, Error> {
         let mut all = Vec::new();
         self.each(BLOBS, |digest, dir, last_use| {
@@ -161,14 +162,14 @@ impl Inner {
             };
             // What containerd has under a name of its own stays on disk whatever is removed here.
             let is_shared = data.is_ok_and(|metadata| metadata.nlink() > 1);
-            let bytes = if is_shared { 0 } else { disk::allocated(dir)? };
+            let bytes = if is_shared { 0 } else { disk::allocated(dir)?.max(1) };
             let in_use = self.open().is_blob_used(digest);
             all.push(Candidate { what, digest, bytes, last_use, in_use });
             Ok(())
         })?;
         self.each(LAYERS, |digest, dir, last_use| {
             let data = layer::data_allocated(dir)?;
-            let objects = disk::allocated(dir)?.saturating_sub(data);
+            let objects = disk::allocated(dir)?.saturating_sub(data).max(1);
             let in_use = self.open().is_layer_used(digest);
             let open = in_use.then(|| self.open().layers.get(&digest).cloned()).flatten();
             let cold = open.map_or(0, |files| files.cold_bytes()).min(data);
