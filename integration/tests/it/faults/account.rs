@@ -108,7 +108,9 @@ impl Account {
     pub fn wait_balanced(&self, machine: &Machine) -> anyhow::Result<()> {
         let mut last = Vec::new();
         wait_for("nothing leaked and nothing was lost", SETTLING, || {
-            match Self::of(machine) {
+            // What was in use a moment ago, and isn't any more.
+            let pruned = machine.skimmerd.ask(&["cache", "prune"]);
+            match pruned.and_then(|_| Self::of(machine)) {
                 Ok(now) => last = self.complaints(&now),
                 Err(error) => last = vec![format!("{error:#}")],
             }
