@@ -29,12 +29,16 @@ const LAYERS: usize = 200;
 
 const READERS: usize = 8;
 
+/// After so long layers are completed.
+const DELAY: Duration = Duration::from_secs(2);
+
 fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
     let image = debian::many_layers(&bench.scenario.path("blobs"), LAYERS)?;
     let mut world = World::near(bench.scenario, image)?;
     eprintln!("  building indexes of {}", world.image.name);
     let indexes = world.indexes()?;
-    world.background = Some(Duration::from_millis(100));
+    world.min_layer_bytes = 0;
+    world.background = Some(DELAY);
     let (mut values, mut runs) = (Vec::new(), Vec::new());
     for run in 0..bench.runs {
         let node = world.cold_node(Some(&indexes))?;
@@ -43,6 +47,10 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
         node.containerd.start_image(&world.reference, "skimmer", "busy", &command)?;
         let mounts = fuse_mounts(&node);
         anyhow::ensure!(mounts >= LAYERS, "only {mounts} layers are mounted");
+        let status = node.skimmerd.ask(&["status", &world.reference])?;
+        let layers = status[0]["layers"].as_array().context("no layers are shown")?;
+        let lazy = layers.iter().filter(|layer| layer["mode"] == "lazy").count();
+        anyhow::ensure!(lazy == LAYERS, "only {lazy} layers are lazy");
         let start = Instant::now();
         // Layer by layer: an overlay of so many has names too long for mount(8).
         let bytes = read_all(&node.skimmerd.root().join("snapshots/m"))?;
