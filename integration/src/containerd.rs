@@ -5,12 +5,14 @@
 //! there. runc's state would be in `/run/containerd/runc` for everyone: it is told to keep it in the scenario.
 //! A pod on the host's network needs no CNI configuration; containerd logs one error about that at start.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::ctr::Ctr;
 use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
@@ -76,13 +78,11 @@ pub struct Setup {
     pub configuration: Option<String>,
 }
 
-/// A running containerd.
+/// A running containerd, and [its client](Ctr).
 pub struct Containerd {
     process: Option<Process>,
-    version: Version,
-    folder: PathBuf,
+    client: Ctr,
     logs: PathBuf,
-    hosts: PathBuf,
     program: Vec<String>,
 }
 
@@ -124,54 +124,17 @@ impl Containerd {
         let program = version.folder()?.join("usr/bin/containerd").display().to_string();
         let mut containerd = Self {
             process: None,
-            version,
-            folder,
+            client: Ctr::new(version, folder, scenario.hosts()),
             logs: scenario.logs(),
-            hosts: scenario.hosts(),
             program: network::program_on(host, &program),
         };
         containerd.run()?;
         Ok(containerd)
     }
 
-    pub fn version(&self) -> Version {
-        self.version
-    }
-
-    pub fn address(&self) -> PathBuf {
-        self.folder.join("c.sock")
-    }
-
-    /// Its root folder, with the content store below.
-    pub fn root(&self) -> PathBuf {
-        self.folder.join("root")
-    }
-
-    /// Its folder, for scratch files beside it.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// The `certs.d` it reads.
-    pub fn hosts(&self) -> &Path {
-        &self.hosts
-    }
-
-    /// Where its runc keeps containers.
-    pub fn runc_root(&self) -> PathBuf {
-        self.folder.join("runc")
-    }
-
     /// What it logged.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
-    }
-
-    /// A call of its version's own ctr.
-    pub fn ctr(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(self.version.folder()?.join("usr/bin/ctr"));
-        command.arg("--address").arg(self.address());
-        Ok(command)
     }
 
     /// Kills it; containers go on.
@@ -181,18 +144,7 @@ impl Containerd {
 
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
-        let programs = self.version.folder()?.join("usr/bin");
-        let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("--config").arg(self.folder.join("config.toml"));
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{}:{path}", programs.display()));
-        let name = self
-            .folder
-            .file_name()
-            .context("containerd has no name")?
-            .to_string_lossy()
-            .into_owned();
-        let mut process = Process::start(&name, &command, &self.logs)?;
+        let mut process = self.begin()?;
         let address = self.address();
         process.wait_ready("containerd serves", Duration::from_secs(30), || {
             // `version` answers only once every plugin is up.
@@ -205,13 +157,36 @@ impl Containerd {
         self.process = Some(process);
         Ok(())
     }
+
+    /// Starts it and kills it `after` that, which may be before it serves.
+    pub fn run_briefly(&mut self, after: Duration) -> anyhow::Result<()> {
+        self.begin()?.kill_after(after)
+    }
+
+    fn begin(&self) -> anyhow::Result<Process> {
+        let programs = self.version().folder()?.join("usr/bin");
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("--config").arg(self.folder().join("config.toml"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", programs.display()));
+        let name = self.folder().file_name().context("containerd has no name")?;
+        Process::start(&name.to_string_lossy(), &command, &self.logs)
+    }
+}
+
+impl Deref for Containerd {
+    type Target = Ctr;
+
+    fn deref(&self) -> &Ctr {
+        &self.client
+    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
         self.process = None;
         // Containers and shims outlive containerd; they name its socket or live below its folder.
-        sweep::folder(&self.folder);
+        sweep::folder(self.folder());
     }
 }
 

@@ -124,6 +124,11 @@ impl Control {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.process.take().map_or(Ok(()), |mut process| process.kill())
@@ -139,13 +144,8 @@ impl Control {
 
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
-        let config = self.folder.join("config.toml");
-        std::fs::write(&config, self.configuration())?;
-        let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("--config").arg(config);
-        command.args(["--role", self.setup.role]);
         let already = self.log().len();
-        let mut process = Process::start(&self.name, &command, &self.logs)?;
+        let mut process = self.begin()?;
         let socket = self.socket();
         let log = self.log_file();
         self.ports =
@@ -156,6 +156,20 @@ impl Control {
             })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it and kills it `after` that, which may be before it serves.
+    pub fn run_briefly(&mut self, after: Duration) -> anyhow::Result<()> {
+        self.begin()?.kill_after(after)
+    }
+
+    fn begin(&self) -> anyhow::Result<Process> {
+        let config = self.folder.join("config.toml");
+        std::fs::write(&config, self.configuration())?;
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("--config").arg(config);
+        command.args(["--role", self.setup.role]);
+        Process::start(&self.name, &command, &self.logs)
     }
 
     /// A call of the `skimmer` command with JSON output.

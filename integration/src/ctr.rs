@@ -1,10 +1,11 @@
 //! What people do with `ctr`, done with the ctr of the containerd's own version.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{self, FirstLine, PATIENCE};
-use crate::containerd::Containerd;
+use crate::containerd::Version;
 
 /// A pull: `ctr image pull`.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +24,55 @@ impl<'a> Pull<'a> {
     }
 }
 
-impl Containerd {
+/// A client of the containerd in a folder, whether that runs or not.
+#[derive(Clone, Debug)]
+pub struct Ctr {
+    version: Version,
+    folder: PathBuf,
+    hosts: PathBuf,
+}
+
+impl Ctr {
+    /// Of the containerd of `version` in `folder`, which reads the registry hosts in `hosts`.
+    pub fn new(version: Version, folder: PathBuf, hosts: PathBuf) -> Self {
+        Self { version, folder, hosts }
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    pub fn address(&self) -> PathBuf {
+        self.folder.join("c.sock")
+    }
+
+    /// containerd's root folder, with the content store below.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// containerd's folder, for scratch files beside it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The `certs.d` it reads.
+    pub fn hosts(&self) -> &Path {
+        &self.hosts
+    }
+
+    /// Where its runc keeps containers.
+    pub fn runc_root(&self) -> PathBuf {
+        self.folder.join("runc")
+    }
+
+    /// A call of its version's own ctr.
+    pub fn ctr(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(self.version.folder()?.join("usr/bin/ctr"));
+        command.arg("--address").arg(self.address());
+        Ok(command)
+    }
+
     /// Pulls an image; an error holds what ctr printed.
     pub fn pull(&self, pull: &Pull<'_>) -> anyhow::Result<String> {
         command::output_of(&mut self.pull_command(pull)?, PATIENCE)

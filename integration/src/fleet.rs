@@ -253,6 +253,11 @@ impl Machine {
         self.containerd.as_ref().context("this machine has no containerd")
     }
 
+    /// The same, to be killed or started.
+    pub fn containerd_mut(&mut self) -> anyhow::Result<&mut Containerd> {
+        self.containerd.as_mut().context("this machine has no containerd")
+    }
+
     /// Begins to run `skimmer` with these arguments.
     pub fn begin(&self, arguments: &[&str]) -> anyhow::Result<Build> {
         Build::start(self.skimmerd.skimmer(arguments)?, self.output())

@@ -89,6 +89,16 @@ impl Process {
         Ok(())
     }
 
+    /// Kills it `after` some time, wherever it is by then; it mustn't have ended by itself.
+    pub fn kill_after(&mut self, after: Duration) -> anyhow::Result<()> {
+        std::thread::sleep(after);
+        let ended = self.child.try_wait().with_context(|| format!("look at {}", self.name))?;
+        if let Some(status) = ended {
+            anyhow::bail!("{} ended by itself ({status}):\n{}", self.name, self.tail());
+        }
+        self.kill()
+    }
+
     /// Asks it to end and waits for that.
     pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let id = Pid::from_raw(i32::try_from(self.child.id())?);

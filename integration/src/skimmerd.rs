@@ -1,12 +1,12 @@
 //! The node daemon under test, and the `skimmer` command that asks it.
 
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::Value;
 use skimmer_proto::Digest;
 
 use crate::command::{self, PATIENCE};
@@ -15,6 +15,7 @@ use crate::log_check::LogCheck;
 use crate::network::{self, Host};
 use crate::process::Process;
 use crate::scenario::Scenario;
+use crate::skimmer::Skimmer;
 use crate::tools;
 
 /// What differs from the configuration that tests use.
@@ -147,10 +148,11 @@ impl Default for Setup {
     }
 }
 
-/// A running skimmerd. The scenario fails if it logs a warning or an error that wasn't [expected](Self::expect_log).
+/// A running skimmerd, and [its client](Skimmer). The scenario fails if it logs a warning or an error that wasn't [expected](Self::expect_log).
 pub struct Skimmerd {
     process: Option<Process>,
     holder: Option<Process>,
+    client: Skimmer,
     metrics: String,
     has_images: bool,
     folder: PathBuf,
@@ -205,6 +207,7 @@ impl Skimmerd {
         let mut daemon = Self {
             process: None,
             holder: None,
+            client: Skimmer::at(folder.join("s.sock")),
             metrics: setup.metrics.clone(),
             has_images: setup.images.is_some(),
             folder,
@@ -222,10 +225,6 @@ impl Skimmerd {
     /// Warnings and errors that contain `part` are part of what is tested.
     pub fn expect_log(&self, part: &str) {
         self.expected.expect(part);
-    }
-
-    pub fn address(&self) -> PathBuf {
-        self.folder.join("s.sock")
     }
 
     /// Where it serves CRI's image service, if it does.
@@ -246,6 +245,11 @@ impl Skimmerd {
     /// Its process id, while it runs.
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
+    }
+
+    /// The process id of its holder, while that runs.
+    pub fn holder_id(&self) -> Option<u32> {
+        self.holder.as_ref().map(Process::id)
     }
 
     /// What it logged, over all its lives.
@@ -302,10 +306,7 @@ impl Skimmerd {
 
     /// Starts it, again or for the first time.
     pub fn run(&mut self) -> anyhow::Result<()> {
-        let command = self.command();
-        let name =
-            self.folder.file_name().context("skimmerd has no name")?.to_string_lossy().into_owned();
-        let mut process = Process::start(&name, &command, &self.logs)?;
+        let mut process = self.begin()?;
         let sockets: Vec<PathBuf> =
             std::iter::once(self.address()).chain(self.has_images.then(|| self.images())).collect();
         process.wait_ready("skimmerd serves", Duration::from_secs(30), || {
@@ -316,28 +317,21 @@ impl Skimmerd {
         Ok(())
     }
 
+    /// Starts it and kills it `after` that, which may be before it serves.
+    pub fn run_briefly(&mut self, after: Duration) -> anyhow::Result<()> {
+        self.begin()?.kill_after(after)
+    }
+
+    fn begin(&self) -> anyhow::Result<Process> {
+        let name = self.folder.file_name().context("skimmerd has no name")?;
+        Process::start(&name.to_string_lossy(), &self.command(), &self.logs)
+    }
+
     /// Forgets everything that was fetched and indexed; not running meanwhile.
     pub fn wipe(&mut self) -> anyhow::Result<()> {
         crate::mounts::unmount_below(&self.root());
         command::run("rm", ["-rf".as_ref(), self.root().as_os_str()])?;
         Ok(())
-    }
-
-    /// A call of the `skimmer` command with JSON output.
-    pub fn skimmer(&self, arguments: &[&str]) -> anyhow::Result<Command> {
-        let mut command = Command::new(tools::built("skimmer")?);
-        command.arg("--address").arg(self.address()).args(["--output", "json"]).args(arguments);
-        Ok(command)
-    }
-
-    /// Runs `skimmer` with JSON output, which it prints as one value or as one a line: the last counts.
-    pub fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let text = command::output_of(&mut self.skimmer(arguments)?, PATIENCE)?;
-        let mut last = None;
-        for value in serde_json::Deserializer::from_str(&text).into_iter::<Value>() {
-            last = Some(value.with_context(|| format!("skimmer {arguments:?} printed {text}"))?);
-        }
-        Ok(last.unwrap_or(Value::Null))
     }
 
     /// Writes the indexes of an image's layers, which it has, into `folder`.
@@ -364,6 +358,14 @@ impl Skimmerd {
 /// Where [`Skimmerd::export_indexes`] puts the index of the layer `blob`.
 pub fn index_file(folder: &Path, blob: &Digest) -> PathBuf {
     folder.join(format!("{}.index", blob.hex()))
+}
+
+impl Deref for Skimmerd {
+    type Target = Skimmer;
+
+    fn deref(&self) -> &Skimmer {
+        &self.client
+    }
 }
 
 impl Drop for Skimmerd {

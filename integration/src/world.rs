@@ -24,6 +24,10 @@ pub struct World<'a> {
     pub reference: String,
     /// Who serves mounts on its nodes, if that isn't left to the whole run.
     pub mounts: Option<MountMode>,
+    /// Smaller layers are pulled through.
+    pub min_layer_bytes: u64,
+    /// How long a layer is in use before it is completed.
+    pub background: Option<Duration>,
     /// Whether a holder keeps the descriptors of mounts on its nodes.
     pub holder: bool,
     bits_per_second: Option<u64>,
@@ -52,6 +56,8 @@ impl<'a> World<'a> {
             image,
             reference,
             mounts: None,
+            min_layer_bytes: 1 << 20,
+            background: Some(Duration::from_secs(60)),
             holder: false,
             bits_per_second,
             _host: host,
@@ -96,8 +102,8 @@ impl<'a> World<'a> {
     /// skimmerd as it comes.
     fn setup(&self) -> Setup {
         let skimmerd = skimmerd::Setup {
-            min_layer_bytes: 1 << 20,
-            background: Some(Duration::from_secs(60)),
+            min_layer_bytes: self.min_layer_bytes,
+            background: self.background,
             deadline: Duration::from_secs(300),
             mounts: self.mounts,
             holder: self.holder,

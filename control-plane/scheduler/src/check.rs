@@ -157,11 +157,12 @@ impl Check {
             Event::Failed { node, task, pieces, parent, fault } => {
                 self.failed(*node, *task, pieces, *parent, *fault);
             }
-            Event::Withdraw { node, task } => {
+            Event::Withdraw { node, task, pieces } => {
                 if let Some(peer) = self.peer(*node, *task) {
-                    let all = peer.coming.keys().copied().collect();
-                    peer.want = PieceSet::new();
-                    self.drop_coming(*node, *task, &all, None);
+                    let all = || peer.want.iter().chain(peer.coming.keys().copied()).collect();
+                    let pieces = pieces.clone().unwrap_or_else(all);
+                    peer.want.remove_all(&pieces);
+                    self.drop_coming(*node, *task, &pieces, None);
                 }
             }
         }

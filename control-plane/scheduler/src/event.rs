@@ -90,8 +90,8 @@ pub enum Event {
         parent: Option<NodeId>,
         fault: Fault,
     },
-    /// The node wants nothing of the task any more; it goes on serving what it has.
-    Withdraw { node: NodeId, task: TaskId },
+    /// The node doesn't want these pieces any more, or nothing of the task; it goes on serving what it has.
+    Withdraw { node: NodeId, task: TaskId, pieces: Option<PieceSet> },
     /// Time passed.
     Tick,
 }

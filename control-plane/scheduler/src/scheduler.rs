@@ -113,7 +113,7 @@ impl Scheduler {
             Event::Failed { node, task, pieces, parent, fault } => {
                 self.failed(node, task, &pieces, parent, fault);
             }
-            Event::Withdraw { node, task } => self.withdraw(node, task),
+            Event::Withdraw { node, task, pieces } => self.withdraw(node, task, pieces.as_ref()),
             Event::Tick => {}
         }
     }

@@ -162,7 +162,7 @@ pub fn reported(node: NodeId, report: Report) -> scheduler::Event {
             };
             scheduler::Event::Failed { node, task, pieces, parent, fault }
         }
-        Report::Withdraw { task } => scheduler::Event::Withdraw { node, task },
+        Report::Withdraw { task, pieces } => scheduler::Event::Withdraw { node, task, pieces },
     }
 }
 

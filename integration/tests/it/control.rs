@@ -301,7 +301,7 @@ fn the_scheduler_brings_nodes_together() {
 
         // A node that talks nonsense is shown the door; others stay.
         let mut nonsense = has.attend().await?;
-        nonsense.say(Said::Withdraw(control::Withdraw { task: vec![1] })).await?;
+        nonsense.say(Said::Withdraw(control::Withdraw { task: vec![1], pieces: None })).await?;
         assert_eq!(nonsense.end().await?.code(), Code::InvalidArgument);
         control.ask(&["node", "revoke", &has.id()])?;
         let out = child.wait(|heard| match heard {

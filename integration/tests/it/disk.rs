@@ -155,7 +155,7 @@ fn prune_gives_up_what_no_snapshot_uses() {
 }
 
 /// Overwrites a part of a file, as a bad disk does.
-fn spoil(path: &Path) -> anyhow::Result<()> {
+pub fn spoil(path: &Path) -> anyhow::Result<()> {
     let mode = fs::metadata(path)?.permissions();
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
     let file = OpenOptions::new().write(true).open(path)?;

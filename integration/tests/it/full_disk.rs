@@ -106,10 +106,10 @@ fn a_full_disk_fails_the_pull_that_fills_it_and_nothing_else() {
 }
 
 /// What takes all the room there is.
-struct Ballast(std::path::PathBuf);
+pub struct Ballast(std::path::PathBuf);
 
 impl Ballast {
-    fn fill(disk: &Path) -> anyhow::Result<Self> {
+    pub fn fill(disk: &Path) -> anyhow::Result<Self> {
         let path = disk.join("ballast");
         let full = std::fs::write(&path, vec![0; 1 << 30]);
         anyhow::ensure!(full.is_err(), "there was room for 1 GiB");

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -149,7 +150,8 @@ impl Inner {
         });
     }
 
-    /// Everything on disk, with its size and use.
+    /// Everything on disk, with its size and use. What holds no byte, as after the death of a process that had just begun
+    /// it, counts as one: it is to go too.
     pub fn candidates(&self) -> Result<Vec<Candidate>, Error> {
         let mut all = Vec::new();
         self.each(BLOBS, |digest, dir, last_use| {
@@ -160,14 +162,14 @@ impl Inner {
             };
             // What containerd has under a name of its own stays on disk whatever is removed here.
             let is_shared = data.is_ok_and(|metadata| metadata.nlink() > 1);
-            let bytes = if is_shared { 0 } else { disk::allocated(dir)? };
+            let bytes = if is_shared { 0 } else { disk::allocated(dir)?.max(1) };
             let in_use = self.open().is_blob_used(digest);
             all.push(Candidate { what, digest, bytes, last_use, in_use });
             Ok(())
         })?;
         self.each(LAYERS, |digest, dir, last_use| {
             let data = layer::data_allocated(dir)?;
-            let objects = disk::allocated(dir)?.saturating_sub(data);
+            let objects = disk::allocated(dir)?.saturating_sub(data).max(1);
             let in_use = self.open().is_layer_used(digest);
             let open = in_use.then(|| self.open().layers.get(&digest).cloned()).flatten();
             let cold = open.map_or(0, |files| files.cold_bytes()).min(data);
@@ -238,17 +240,23 @@ impl Inner {
         gone
     }
 
-    /// Moves the directory away under the lock, so that nobody opens it half removed.
+    /// Moves the directory away under the lock, so that nobody opens it half removed. Whether it was there: somebody
+    /// else may evict at the same time.
     fn evict_blob(&self, digest: Digest) -> io::Result<bool> {
+        /// The blob may be back, and evicted again, before it is removed.
+        static MOVED: AtomicU64 = AtomicU64::new(0);
         let trash = self.config.root.join(TRASH);
         fs::create_dir_all(&trash)?;
-        let gone = trash.join(digest.hex());
+        let gone = trash.join(format!("{}-{}", digest.hex(), MOVED.fetch_add(1, Relaxed)));
         let closed = {
             let mut open = self.open();
             if open.is_blob_used(digest) {
                 return Ok(false);
             }
-            fs::rename(self.blob_dir(digest), &gone)?;
+            match fs::rename(self.blob_dir(digest), &gone) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                moved => moved?,
+            }
             open.blobs.remove(&digest)
         };
         drop(closed);

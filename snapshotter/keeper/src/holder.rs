@@ -99,6 +99,7 @@ impl Holder {
         for (name, fd) in &state.kept {
             self.call(&connection, &Message::Keep(name.clone()), Some(fd.as_fd()))?;
         }
+        tracing::info!(address = %self.address.display(), kept = state.kept.len(), "the holder of descriptors is there again");
         Ok(connection)
     }
 
@@ -112,7 +113,6 @@ impl Holder {
             match self.again(&state) {
                 Ok(connection) => {
                     state.connection = Some(connection);
-                    tracing::info!(address = %self.address.display(), kept = state.kept.len(), "the holder of descriptors is there again");
                     *was_there = true;
                 }
                 Err(_) if !*was_there => {}
@@ -135,14 +135,19 @@ impl Keeper for Holder {
         check(name)?;
         let own = duplicate(fd, &self.address)?;
         let mut state = self.state();
-        match self.ask(&mut state, &Message::Keep(name.to_owned()), Some(fd))? {
-            Message::Kept => {
-                state.kept.insert(name.to_owned(), own);
-                Ok(())
+        let answer = match self.ask(&mut state, &Message::Keep(name.to_owned()), Some(fd)) {
+            Ok(Message::Refused(reason)) => {
+                return Err(Error::Refused { name: name.to_owned(), reason });
             }
-            Message::Refused(reason) => Err(Error::Refused { name: name.to_owned(), reason }),
-            _ => Err(Error::Talk { address: self.address.clone(), source: wire::Error::Message }),
-        }
+            Ok(Message::Kept) => Ok(()),
+            Ok(_) => {
+                Err(Error::Talk { address: self.address.clone(), source: wire::Error::Message })
+            }
+            Err(away) => Err(away),
+        };
+        // Also for a holder that isn't there now.
+        state.kept.insert(name.to_owned(), own);
+        answer
     }
 
     fn release(&self, name: &str) -> Result<(), Error> {

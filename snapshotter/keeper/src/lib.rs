@@ -19,7 +19,8 @@ pub use wire::MAX_NAME;
 
 /// Keeps descriptors by name for whoever comes after this process.
 pub trait Keeper: Send + Sync + 'static {
-    /// Keeps a duplicate of `fd` until it is [released](Self::release). Once this answers, it survives this process.
+    /// Keeps a duplicate of `fd` until it is [released](Self::release). Once this succeeds, it survives this process; if
+    /// this fails, it does from when whoever isn't there now is back.
     fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error>;
 
     /// Closes what is kept under `name`, if anything is.

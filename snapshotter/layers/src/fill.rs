@@ -119,7 +119,7 @@ pub struct Fill {
     deadline: Duration,
     decoders: Arc<Decoders>,
     metrics: Arc<Metrics>,
-    jobs: Mutex<BTreeMap<usize, Job>>,
+    jobs: Mutex<BTreeMap<usize, (Class, Job)>>,
     streak: Mutex<Streak>,
     lies: Mutex<Lies>,
     condemned: AtomicBool,
@@ -215,8 +215,21 @@ impl Fill {
     }
 
     async fn get(self: &Arc<Self>, chunks: Vec<usize>, class: Class) -> Result<(), Arc<Error>> {
-        let jobs: Vec<Job> = chunks.into_iter().map(|chunk| self.job(chunk, class)).collect();
-        join_all(jobs).await.into_iter().collect()
+        join_all(chunks.into_iter().map(|chunk| self.get_one(chunk, class)))
+            .await
+            .into_iter()
+            .collect()
+    }
+
+    /// Waits for the job that gets `chunk`. One that was begun for less gives up sooner: then it is begun anew.
+    async fn get_one(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Arc<Error>> {
+        loop {
+            let (begun_for, job) = self.job(chunk, class);
+            match job.await {
+                Err(error) if class < begun_for && !error.is_wrong() && !self.is_condemned() => {}
+                done => return done,
+            }
+        }
     }
 
     /// Starts on the chunks after `wanted` if a reader got to `wanted` by reading on.
@@ -233,17 +246,17 @@ impl Fill {
         }
     }
 
-    /// The job that gets `chunk`, started if there is none.
-    fn job(self: &Arc<Self>, chunk: usize, class: Class) -> Job {
+    /// The job that gets `chunk`, started if there is none, and what it was begun for.
+    fn job(self: &Arc<Self>, chunk: usize, class: Class) -> (Class, Job) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = jobs.get(&chunk) {
+        if let Some((begun_for, job)) = jobs.get(&chunk) {
             if class == Class::Fault {
                 self.hurry(chunk);
             }
-            return job.clone();
+            return (*begun_for, job.clone());
         }
         if let Some(error) = self.lies().of(chunk, Instant::now()) {
-            return std::future::ready(Err(error)).boxed().shared();
+            return (class, std::future::ready(Err(error)).boxed().shared());
         }
         let this = Arc::clone(self);
         let running = tokio::spawn(async move {
@@ -261,8 +274,8 @@ impl Fill {
             joined.unwrap_or_else(|_| Err(Arc::new(Error::Interrupted { chunk })))
         };
         let job = running.map(ended).boxed().shared();
-        jobs.insert(chunk, job.clone());
-        job
+        jobs.insert(chunk, (class, job.clone()));
+        (class, job)
     }
 
     /// Tells the cache that a reader now waits for what an earlier job asked for at its leisure.

@@ -271,7 +271,7 @@ impl Mounts {
         Name { place: Name::place_of(&self.root), id, flags }
     }
 
-    /// Without it the layer works, until this process ends.
+    /// Without it the layer works, until this process ends or the keeper is back.
     fn keep(&self, name: &Name, device: &Device) {
         let Some(keeper) = &self.keeper else { return };
         if let Err(error) = keeper.keep(&name.text(), device.as_fd()) {

@@ -14,6 +14,7 @@
 //! - The origin is read without a lease only for a reason that says so.
 //! - No peer has more unanswered pieces than its bound, and none that is banned is asked.
 //! - Reports go out only while there is a scheduler; a new one is told everything that is wanted.
+//! - What the scheduler was told to be wanted arrives, or it is told that it isn't any more.
 
 pub mod check;
 mod choose;
@@ -131,6 +132,7 @@ impl Planner {
                 download.origin = origin;
                 let pieces = download.want(now, &pieces, class);
                 if self.scheduler && !pieces.is_empty() {
+                    download.told.insert_all(&pieces);
                     let shape = download.shape;
                     let want = Report::Want { task, shape, pieces, class, origin };
                     actions.push(Action::Report(want));
@@ -174,7 +176,10 @@ impl Planner {
             }
             Event::PeerLost { peer } => self.lost(now, peer, actions),
             Event::SchedulerUp => self.introduce(actions),
-            Event::SchedulerDown => self.scheduler = false,
+            Event::SchedulerDown => {
+                self.scheduler = false;
+                self.downloads.values_mut().for_each(|download| download.told = PieceSet::new());
+            }
             Event::Tick => {}
         }
     }
@@ -255,18 +260,24 @@ impl Planner {
 
     fn unwant(&mut self, task: &TaskId, pieces: &PieceSet, actions: &mut Vec<Action>) {
         let Some(download) = self.downloads.get_mut(task) else { return };
+        let given_up = download.told.intersection(pieces).difference(&download.stored);
+        download.told.remove_all(&given_up);
         let mut carriers = Vec::new();
         for piece in pieces.iter() {
             download.landed.remove(&piece);
             carriers.extend(download.settle(piece).into_iter().map(|request| (request, piece)));
         }
         let wanted = download.is_waiting() || !download.flying.is_empty();
-        let withdrawn = !wanted && download.landed.is_empty();
+        let nothing = !wanted && download.landed.is_empty();
+        if nothing {
+            download.told = PieceSet::new();
+        }
         for (request, piece) in carriers {
             self.relieve(request, piece, actions);
         }
-        if withdrawn && self.scheduler {
-            actions.push(Action::Report(Report::Withdraw { task: *task }));
+        if self.scheduler && (nothing || !given_up.is_empty()) {
+            let pieces = (!nothing).then_some(given_up);
+            actions.push(Action::Report(Report::Withdraw { task: *task, pieces }));
         }
     }
 

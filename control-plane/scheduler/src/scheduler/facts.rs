@@ -131,10 +131,66 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn withdraw(&mut self, id: NodeId, task: TaskId) {
+    pub(super) fn withdraw(&mut self, id: NodeId, task: TaskId, pieces: Option<&PieceSet>) {
         let Some((task, slot)) = self.find(id, task) else { return };
-        self.drop_wants(task, slot);
+        match pieces {
+            None => self.drop_wants(task, slot),
+            Some(pieces) => self.drop_pieces(task, slot, pieces),
+        }
         self.after(task, slot);
+    }
+
+    /// Some of what a peer wanted, on its way or not, isn't wanted any more.
+    fn drop_pieces(&mut self, task: u32, slot: u32, pieces: &PieceSet) {
+        self.call_off(task, slot, pieces, |_| true);
+        let Some(of) = self.task_mut(task) else { return };
+        let count = of.shape.pieces;
+        for piece in pieces.iter().take_while(|piece| *piece < count) {
+            of.set_lack(slot, piece, false);
+        }
+        let Some(peer) = of.peer_mut(slot) else { return };
+        peer.fault.remove_all(pieces);
+        if peer.fault.is_empty() {
+            of.readers.remove(&slot);
+        }
+        self.touch_task(task);
+    }
+
+    /// Takes pieces off a peer's transfers, of those from `chosen` parents; which they were.
+    pub(super) fn call_off(
+        &mut self,
+        task: u32,
+        slot: u32,
+        pieces: &PieceSet,
+        chosen: impl Fn(Option<u32>) -> bool,
+    ) -> PieceSet {
+        let (mut taken, mut at) = (PieceSet::new(), 0);
+        while let Some(of) = self.task_mut(task)
+            && let Some(peer) = of.peer_mut(slot)
+            && at < peer.fetches.len()
+        {
+            let zone = peer.zone;
+            let fetch = &mut peer.fetches[at];
+            if !chosen(fetch.parent) {
+                at += 1;
+                continue;
+            }
+            let off: Vec<u32> = fetch.pieces().filter(|piece| pieces.contains(*piece)).collect();
+            for piece in &off {
+                fetch.take(*piece);
+            }
+            let over = fetch.is_over();
+            for piece in off {
+                of.give_up(slot, zone, piece);
+                taken.insert(piece);
+            }
+            if over {
+                self.end(task, slot, at, false);
+            } else {
+                at += 1;
+            }
+        }
+        taken
     }
 
     /// The wants of a peer, and what is on its way to it, are over.

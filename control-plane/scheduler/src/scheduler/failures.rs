@@ -44,33 +44,12 @@ impl Scheduler {
 
     /// Pieces that didn't come from there are wanted again.
     fn put_back(&mut self, task: u32, slot: u32, pieces: &PieceSet, parent: Option<u32>) {
-        let mut at = 0;
-        while let Some(of) = self.task_mut(task)
-            && let Some(peer) = of.peer_mut(slot)
-            && at < peer.fetches.len()
-        {
-            let zone = peer.zone;
-            let fetch = &mut peer.fetches[at];
-            if fetch.parent != parent {
-                at += 1;
-                continue;
-            }
-            let failed: Vec<u32> = fetch.pieces().filter(|piece| pieces.contains(*piece)).collect();
-            for piece in &failed {
-                fetch.take(*piece);
-            }
-            let over = fetch.is_over();
-            for piece in failed {
-                of.give_up(slot, zone, piece);
-                of.set_lack(slot, piece, true);
-                if parent.is_none() {
-                    of.lost.insert(piece);
-                }
-            }
-            if over {
-                self.end(task, slot, at, false);
-            } else {
-                at += 1;
+        let failed = self.call_off(task, slot, pieces, |from| from == parent);
+        let Some(of) = self.task_mut(task) else { return };
+        for piece in failed.iter() {
+            of.set_lack(slot, piece, true);
+            if parent.is_none() {
+                of.lost.insert(piece);
             }
         }
     }

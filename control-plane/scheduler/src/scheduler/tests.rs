@@ -316,6 +316,43 @@ fn the_only_holder_is_asked_again_when_the_origin_fails() {
     assert_eq!(parents(&later, 1).first(), Some(&2), "{later:?}");
 }
 
+#[test]
+fn pieces_that_were_withdrawn_are_assigned_again_when_they_are_wanted_again() {
+    let mut b = Bench::settled();
+    b.join(1);
+    b.join(2);
+    b.join(3);
+    b.announce(2, 1, 0..4);
+    b.want(1, 1);
+    let withdrawn = Event::Withdraw { node: NodeId(1), task: task(1), pieces: Some(set(2..6)) };
+    b.apply(withdrawn);
+    let detail = b.scheduler.task_detail(&task(1)).unwrap();
+    let child = detail.peers.iter().find(|peer| peer.node == NodeId(1)).unwrap();
+    assert_eq!((child.want, child.have), (4, 0), "{child:?}");
+    let given = |actions: &[Action], of: u64| -> PieceSet {
+        let mut all = PieceSet::new();
+        for action in actions {
+            if let Action::Assign { node, pieces, .. } | Action::Lease { node, pieces, .. } = action
+                && *node == NodeId(of)
+            {
+                all.insert_all(pieces);
+            }
+        }
+        all
+    };
+    let want = |node, pieces| {
+        let (node, class) = (NodeId(node), Class::Background);
+        Event::Want { node, task: task(1), shape: SHAPE, pieces, class, origin: true }
+    };
+    let mut actions = b.apply(want(1, set(2..4)));
+    actions.extend(b.pass(Duration::from_secs(3)));
+    assert!(given(&actions, 1).contains_all(&set(2..4)), "{actions:?}");
+    // What it was leased isn't kept from others.
+    let mut actions = b.apply(want(3, set(4..6)));
+    actions.extend(b.pass(Duration::from_secs(3)));
+    assert!(given(&actions, 3).contains_all(&set(4..6)), "{actions:?}");
+}
+
 proptest! {
     /// Whatever fails, as long as it isn't for ever: everybody gets everything.
     #[test]

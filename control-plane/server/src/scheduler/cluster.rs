@@ -239,9 +239,11 @@ impl Owner {
                 };
                 self.apply(Event::Failed { node, task, pieces, parent, fault });
             }
-            Message::Withdraw { task } => {
-                self.records.withdraw(&task, node);
-                self.apply(Event::Withdraw { node, task });
+            Message::Withdraw { task, pieces } => {
+                if pieces.is_none() {
+                    self.records.withdraw(&task, node);
+                }
+                self.apply(Event::Withdraw { node, task, pieces });
             }
             Message::Find { task } if task.len == 0 => {
                 let holders = self.whole_holders(&task.id);

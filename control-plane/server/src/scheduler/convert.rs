@@ -37,15 +37,44 @@ pub struct Hello {
 /// Everything that a node says after its greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    Announce { task: Task, pieces: PieceSet },
+    Announce {
+        task: Task,
+        pieces: PieceSet,
+    },
     Announced,
-    Want { task: Task, pieces: PieceSet, class: Class, origin: bool },
-    Reading { task: TaskId, pieces: PieceSet },
-    Arrived { task: TaskId, pieces: PieceSet },
-    Failed { task: TaskId, pieces: PieceSet, parent: Option<PeerId>, fault: Fault, detail: String },
-    Withdraw { task: TaskId },
-    Publish { task: Task, record: IndexRecord },
-    Find { task: Task },
+    Want {
+        task: Task,
+        pieces: PieceSet,
+        class: Class,
+        origin: bool,
+    },
+    Reading {
+        task: TaskId,
+        pieces: PieceSet,
+    },
+    Arrived {
+        task: TaskId,
+        pieces: PieceSet,
+    },
+    Failed {
+        task: TaskId,
+        pieces: PieceSet,
+        parent: Option<PeerId>,
+        fault: Fault,
+        detail: String,
+    },
+    /// `None`: everything.
+    Withdraw {
+        task: TaskId,
+        pieces: Option<PieceSet>,
+    },
+    Publish {
+        task: Task,
+        record: IndexRecord,
+    },
+    Find {
+        task: Task,
+    },
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -147,7 +176,10 @@ pub fn message(message: NodeMessage) -> Result<Message, Error> {
             },
             detail: said.detail.chars().filter(|c| !c.is_control()).take(MAX_DETAIL).collect(),
         },
-        Wire::Withdraw(said) => Message::Withdraw { task: task_id(&said.task)? },
+        Wire::Withdraw(said) => Message::Withdraw {
+            task: task_id(&said.task)?,
+            pieces: said.pieces.map(|said| pieces(Some(said))).transpose()?,
+        },
         Wire::Publish(said) => {
             let task = task(said.task)?;
             let record = said.record.ok_or(Error::Record)?;

@@ -49,7 +49,7 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
 }
 
 /// Layers of this node that are mounted.
-fn fuse_mounts(node: &Node) -> usize {
+pub fn fuse_mounts(node: &Node) -> usize {
     let folder = node.skimmerd.root().join("snapshots/m");
     skimmer_integration::mounts::below(&folder).len()
 }
@@ -69,15 +69,16 @@ fn steady(node: &Node) -> anyhow::Result<(f64, f64)> {
     Ok(last)
 }
 
-/// `VmRSS` and `RssAnon` (proc(5), `/proc/pid/status`), in MiB.
 fn memory(node: &Node) -> anyhow::Result<(f64, f64)> {
+    Ok((status_mib(node, "VmRSS:")?, status_mib(node, "RssAnon:")?))
+}
+
+/// The line `name` of skimmerd's `/proc/pid/status` (proc(5)), in MiB.
+pub fn status_mib(node: &Node, name: &str) -> anyhow::Result<f64> {
     let process = node.skimmerd.id().context("skimmerd doesn't run")?;
     let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let of = |name: &str| -> anyhow::Result<f64> {
-        let line = text.lines().find(|line| line.starts_with(name));
-        let words = line.and_then(|line| line.split_ascii_whitespace().nth(1));
-        let kib: f64 = words.with_context(|| format!("no {name} of skimmerd"))?.parse()?;
-        Ok(kib / 1024.0)
-    };
-    Ok((of("VmRSS:")?, of("RssAnon:")?))
+    let line = text.lines().find(|line| line.starts_with(name));
+    let words = line.and_then(|line| line.split_ascii_whitespace().nth(1));
+    let kib: f64 = words.with_context(|| format!("no {name} of skimmerd"))?.parse()?;
+    Ok(kib / 1024.0)
 }

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod burst;
+mod busy_memory;
 mod figure;
 mod fuse_read;
 mod graduated;
@@ -34,7 +35,7 @@ use skimmer_integration::{interrupt, scenario, tools};
 use figure::{Bench, Figure};
 
 /// Every figure, in the order in which they are measured.
-const FIGURES: [&Figure; 34] = [
+const FIGURES: [&Figure; 35] = [
     &lazy_start::FIGURE,
     &kernel_lazy::FIGURE,
     &lazy_bytes::FIGURE,
@@ -46,6 +47,7 @@ const FIGURES: [&Figure; 34] = [
     &index_size::FIGURE,
     &index_build::FIGURE,
     &idle_memory::FIGURE,
+    &busy_memory::FIGURE,
     &start_time::FIGURE,
     &takeover_pause::FIGURE,
     &fuse_read::FIGURE,

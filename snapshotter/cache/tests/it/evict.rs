@@ -155,6 +155,22 @@ async fn chunks_that_nobody_reads_of_a_layer_in_use_go_last() {
 }
 
 #[tokio::test]
+async fn what_holds_no_byte_goes_too() {
+    let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());
+    let cache = open(root.path(), &twin);
+    // As a process leaves it that dies when it has just begun.
+    let left: Vec<_> = ["blobs-v1", "layers-v1"]
+        .map(|part| dir(root.path(), part, Digest::of(part.as_bytes())))
+        .to_vec();
+    for dir in &left {
+        std::fs::create_dir_all(dir).unwrap();
+        File::create(dir.join("data")).unwrap().set_len(2 * MIB).unwrap();
+    }
+    cache.prune(Prune::Unused).await.unwrap();
+    assert!(left.iter().all(|dir| !dir.exists()), "{left:?}");
+}
+
+#[tokio::test]
 async fn what_is_open_stays() {
     let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());
     let cache = open(root.path(), &twin);

@@ -96,14 +96,20 @@ fn a_holder_that_was_started_anew_gets_everything_again() {
     let (_reader, writer) = pipe();
     keeper.keep("fuse.1", writer.as_fd()).unwrap();
     process.stop();
+    // What is to be kept while there is none is given to the next one too, unless it was released.
+    for name in ["fuse.2", "fuse.3"] {
+        keeper.keep(name, writer.as_fd()).unwrap_err();
+    }
+    keeper.release("fuse.3").unwrap_err();
     let _second = Child::start(&address);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while connect(&address).1.is_empty() {
-        assert!(Instant::now() < deadline, "nothing given again");
+    let given = || connect(&address).1.into_iter().map(|kept| kept.name).collect::<Vec<_>>();
+    while given() != ["fuse.1", "fuse.2"] {
+        assert!(Instant::now() < deadline, "only {:?} given again", given());
         std::thread::sleep(Duration::from_millis(50));
     }
-    keeper.keep("fuse.2", OwnedFd::from(writer).as_fd()).unwrap();
-    assert_eq!(connect(&address).1.len(), 2);
+    keeper.keep("fuse.4", OwnedFd::from(writer).as_fd()).unwrap();
+    assert_eq!(given().len(), 3);
 }
 
 /// A holder that can be killed: this test program itself, told to be one.

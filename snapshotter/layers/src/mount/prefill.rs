@@ -448,8 +448,12 @@ fn keep(
     name: &str,
     descriptor: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    let kept = keeper.map_or(Ok(()), |keeper| keeper.keep(name, descriptor));
-    kept.map_err(|source| Error::Keep { source })
+    let Some(keeper) = keeper else { return Ok(()) };
+    keeper.keep(name, descriptor).map_err(|source| {
+        // Nothing is served by what isn't kept: nor is it to be kept later. Who can't be asked has nothing.
+        let _ = keeper.release(name);
+        Error::Keep { source }
+    })
 }
 
 /// Answers at once, or when the bytes have come.

@@ -1,5 +1,8 @@
 //! A layer whose index exists is mounted before its bytes are there.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -69,6 +72,31 @@ async fn a_read_fails_only_after_the_deadline_and_works_again_later() {
     assert!(matches!(layer.state(), State::Lazy), "one failed read does not fail the layer");
     node.source.down.store(false, Ordering::Relaxed);
     assert!(read(&path).await.unwrap() == content);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_outlasts_the_background_that_it_waits_for() {
+    let content = noise(8 * MIB, 6);
+    let (node, spec) = with_index(&[("file", content.clone())]).await;
+    let layer = node.layers.begin(spec);
+    let path = layer.mount().await.unwrap().path.join("file");
+    node.source.down.store(true, Ordering::Relaxed);
+    let background = tokio::spawn({
+        let layer = Arc::clone(&layer);
+        async move { layer.complete().await.is_ok() }
+    });
+    // The reader has a second more.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reader = tokio::task::spawn_blocking(move || {
+        // The kernel would ask again for what it failed to read ahead.
+        let mut file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    assert!(!background.await.unwrap(), "the source is down");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    node.source.down.store(false, Ordering::Relaxed);
+    assert!(reader.await.unwrap().expect("it has a second more") == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

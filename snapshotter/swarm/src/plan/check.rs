@@ -14,6 +14,12 @@ pub struct Check {
     scheduler: bool,
     /// Wanted and not received.
     wanted: BTreeMap<TaskId, PieceSet>,
+    /// Not any more.
+    unwanted: BTreeMap<TaskId, PieceSet>,
+    /// On disk, and the scheduler doesn't know yet.
+    stored: BTreeMap<TaskId, PieceSet>,
+    /// What the scheduler takes to be wanted.
+    told: BTreeMap<TaskId, PieceSet>,
     leased: BTreeMap<TaskId, PieceSet>,
     /// Until when.
     banned: BTreeMap<(TaskId, Peer), Now>,
@@ -53,6 +59,9 @@ impl Check {
             limits,
             scheduler: false,
             wanted: BTreeMap::new(),
+            unwanted: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            told: BTreeMap::new(),
             leased: BTreeMap::new(),
             banned: BTreeMap::new(),
             landed: BTreeMap::new(),
@@ -87,13 +96,18 @@ impl Check {
         match event {
             Event::Want { task, pieces, shape, .. } => {
                 let exist = pieces.iter().filter(|piece| *piece < shape.pieces);
-                self.wanted.entry(*task).or_default().insert_all(&exist.collect());
+                let exist: PieceSet = exist.collect();
+                self.unwanted.entry(*task).or_default().remove_all(&exist);
+                self.stored.entry(*task).or_default().remove_all(&exist);
+                self.wanted.entry(*task).or_default().insert_all(&exist);
             }
             Event::Unwant { task, pieces } => {
                 self.wanted.entry(*task).or_default().remove_all(pieces);
+                self.unwanted.entry(*task).or_default().insert_all(pieces);
             }
             Event::Stored { task, pieces } => {
                 self.wanted.entry(*task).or_default().remove_all(pieces);
+                self.stored.entry(*task).or_default().insert_all(pieces);
                 for piece in pieces.iter() {
                     self.landed.remove(&(*task, piece));
                 }
@@ -132,8 +146,12 @@ impl Check {
             Event::SchedulerUp => {
                 self.scheduler = true;
                 self.leased.clear();
+                self.told.clear();
             }
-            Event::SchedulerDown => self.scheduler = false,
+            Event::SchedulerDown => {
+                self.scheduler = false;
+                self.told.clear();
+            }
             Event::Neighbours { .. }
             | Event::Queued { .. }
             | Event::Has { .. }
@@ -167,9 +185,27 @@ impl Check {
             Action::Abandon { request } => _ = self.in_flight.remove(request),
             Action::Report(report) => {
                 hold!(self.scheduler, "{report:?} without a scheduler");
-                if let Report::Want { task, pieces, .. } = report {
-                    let wanted = self.wanted(task).contains_all(pieces);
-                    hold!(wanted, "reports {pieces:?} as wanted");
+                match report {
+                    Report::Want { task, pieces, .. } => {
+                        let wanted = self.wanted(task).contains_all(pieces);
+                        hold!(wanted, "reports {pieces:?} as wanted");
+                        self.told.entry(*task).or_default().insert_all(pieces);
+                    }
+                    Report::Arrived { task, pieces } => {
+                        self.told.entry(*task).or_default().remove_all(pieces);
+                        self.stored.entry(*task).or_default().remove_all(pieces);
+                    }
+                    Report::Withdraw { task, pieces: Some(pieces) } => {
+                        let wanted = self.wanted(task).intersection(pieces);
+                        hold!(wanted.is_empty(), "withdraws {wanted:?}, which is wanted");
+                        self.told.entry(*task).or_default().remove_all(pieces);
+                    }
+                    Report::Withdraw { task, pieces: None } => {
+                        let wanted = self.wanted(task);
+                        hold!(wanted.is_empty(), "withdraws everything, and wants {wanted:?}");
+                        self.told.remove(task);
+                    }
+                    Report::Reading { .. } | Report::Failed { .. } => {}
                 }
             }
             Action::Probe { .. } | Action::Hopeless { .. } => {}
@@ -211,6 +247,12 @@ impl Check {
                 None if flight.left.is_empty() => {}
                 None => origin += 1,
             }
+        }
+        for (task, told) in &self.told {
+            let unwanted = self.unwanted.get(task).cloned().unwrap_or_default();
+            let stored = self.stored.get(task).cloned().unwrap_or_default();
+            let owed = told.intersection(&unwanted).difference(&stored);
+            hold!(owed.is_empty(), "the scheduler takes {owed:?} to be wanted still");
         }
         hold!(origin <= self.limits.origin_requests + 2, "{origin} requests to the origin");
         for (peer, pieces) in unanswered {

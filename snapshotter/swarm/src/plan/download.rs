@@ -21,6 +21,8 @@ pub struct Download {
     pub landed: BTreeMap<u32, Option<Peer>>,
     /// On disk, not reported yet.
     pub stored: PieceSet,
+    /// What the scheduler was told to be wanted, and neither to have arrived nor to be wanted no more.
+    pub told: PieceSet,
     /// When more may be reported.
     pub report_at: Now,
     /// By the scheduler's word; stays until the piece is here or the parent fails.
@@ -84,6 +86,7 @@ impl Download {
             flying: BTreeMap::new(),
             landed: BTreeMap::new(),
             stored: PieceSet::new(),
+            told: PieceSet::new(),
             report_at: now,
             assigned: BTreeMap::new(),
             leased: PieceSet::new(),
@@ -101,6 +104,7 @@ impl Download {
         let end = self.shape.pieces;
         for piece in pieces.iter().take_while(|piece| *piece < end) {
             self.landed.remove(&piece);
+            self.stored.remove(piece);
             if let Some(flying) = self.flying.get_mut(&piece) {
                 if class < flying.class {
                     flying.class = class;
@@ -177,6 +181,7 @@ impl Download {
             && self.flying.is_empty()
             && self.landed.is_empty()
             && self.stored.is_empty()
+            && self.told.is_empty()
     }
 
     /// Everything wanted, by class.

@@ -252,8 +252,10 @@ pub enum Report {
         parent: Option<Peer>,
         fault: Fault,
     },
+    /// Not wanted any more; `None`: nothing of the task is.
     Withdraw {
         task: TaskId,
+        pieces: Option<PieceSet>,
     },
 }
 

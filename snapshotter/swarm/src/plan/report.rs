@@ -15,6 +15,7 @@ impl Planner {
             download.leased = PieceSet::new();
             download.assigned.clear();
             download.neighbours = None;
+            download.told = download.all_wanted();
             let (shape, origin) = (download.shape, download.origin);
             let of_task = |request: &&Request| request.peer.is_none() && request.task == *task;
             let mut reading = PieceSet::new();
@@ -56,6 +57,7 @@ impl Planner {
             if !download.stored.is_empty() && (due || !scheduler) {
                 download.report_at = now + batch;
                 let pieces = std::mem::take(&mut download.stored);
+                download.told.remove_all(&pieces);
                 if scheduler {
                     for peer in download.lacking(now, &pieces, pause) {
                         download.asks_haves(now, peer);

@@ -123,6 +123,26 @@ fn leases_are_read_from_the_origin_and_assignments_from_their_parents() {
 }
 
 #[test]
+fn the_scheduler_is_told_of_what_is_wanted_no_more_while_the_rest_is() {
+    let mut b = Bench::led();
+    b.want(1, 0..6, Class::Background);
+    let assigned = Event::Assigned { task: task(1), parent: peer(3), pieces: set(0..6) };
+    let request = ids(&b.apply(assigned))[0];
+    // One has come and can't be written.
+    b.apply(Event::Received { request, piece: 0 });
+    let withdrawn = |pieces| Report::Withdraw { task: task(1), pieces };
+    let actions = b.apply(Event::Unwant { task: task(1), pieces: set(0..2) });
+    assert_eq!(reports(&actions), [withdrawn(Some(set(0..2)))]);
+    // Wanted again, it is asked for again.
+    let actions = b.want(1, 0..2, Class::Background);
+    assert!(
+        matches!(&reports(&actions)[..], [Report::Want { pieces, .. }] if *pieces == set(0..2))
+    );
+    let actions = b.apply(Event::Unwant { task: task(1), pieces: set(0..6) });
+    assert_eq!(reports(&actions), [withdrawn(None)]);
+}
+
+#[test]
 fn an_arrival_is_reported_at_once_and_what_follows_it_soon_in_one_message() {
     let mut b = Bench::led();
     b.want(1, 0..100, Class::PullThrough);

@@ -72,7 +72,9 @@ pub fn report(tasks: &HashMap<TaskId, Task>, report: Report) -> Option<NodeMessa
             .into(),
             detail: String::new(),
         }),
-        Report::Withdraw { task } => Message::Withdraw(Withdraw { task: bytes(&task) }),
+        Report::Withdraw { task, pieces } => {
+            Message::Withdraw(Withdraw { task: bytes(&task), pieces: pieces.as_ref().map(runs) })
+        }
     }))
 }
 

@@ -129,7 +129,10 @@ impl Inner {
         for kept in gone {
             for scope in kept.scopes {
                 let task = TaskId::of(&scope, &kept.digest).as_bytes().to_vec();
-                self.tell(convert::message(Message::Withdraw(wire::Withdraw { task })));
+                self.tell(convert::message(Message::Withdraw(wire::Withdraw {
+                    task,
+                    pieces: None,
+                })));
             }
         }
         let scopes = BTreeSet::from_iter(scope.cloned());

@@ -217,7 +217,8 @@ fn event(node: NodeId, streams: &Streams, message: FromNode) -> core::Event {
         }
         FromNode::Announced(_) => core::Event::Announced { node },
         FromNode::Withdraw(w) => {
-            core::Event::Withdraw { node, task: convert::task_id(&w.task).unwrap() }
+            let pieces = w.pieces.map(|pieces| pieces_of(Some(pieces)));
+            core::Event::Withdraw { node, task: convert::task_id(&w.task).unwrap(), pieces }
         }
         _ => core::Event::Tick,
     }

@@ -1,0 +1,205 @@
+//! Faults while a node is at work: nobody finds other bytes or is told of an error, and nothing is lost or left behind.
+//!
+//! `SEED=n` repeats a list of kills; `SKIMMER_FAULT_KILLS` (200) says how many there are, and `SKIMMER_SOAK` (20) for how
+//! many seconds growth is looked for.
+
+mod account;
+mod images;
+mod kills;
+mod load;
+mod reader;
+mod scripted;
+mod soak;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use skimmer_integration::command;
+use skimmer_integration::fleet::{Fleet, Setup, Spec};
+use skimmer_integration::front::Front;
+use skimmer_integration::mounts::{self, Mounted};
+use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd;
+
+use account::Account;
+use images::Known;
+use load::{Images, Load};
+
+use crate::full_disk::Ballast;
+
+const MIB: usize = 1 << 20;
+/// The seed peer, which has every image, and the node that things happen to.
+const SEED_PEER: usize = 0;
+const NODE: usize = 1;
+/// Of every link: some things have to be under way when something happens.
+const BITS_PER_SECOND: u64 = 100_000_000;
+/// Of the node's own disk, where it has one.
+const DISK_BYTES: u64 = 192 << 20;
+/// Too little for everything that the load wants.
+const QUOTA_BYTES: u64 = 44 << 20;
+/// After so many kills everything has to get on.
+const BATCH: usize = 20;
+
+/// A cluster of a seed peer that has all images, and a node with a containerd, a holder and a load.
+struct World<'a> {
+    load: Load,
+    ballast: Option<Ballast>,
+    front: Front,
+    /// docker's `config.json` of the node.
+    credentials: PathBuf,
+    fleet: Fleet<'a>,
+    before: Account,
+    _disk: Option<Mounted>,
+}
+
+/// What differs between the worlds of tests.
+struct Plan {
+    /// Of each node's cache.
+    quota_bytes: u64,
+    /// The node keeps everything on a disk of its own.
+    disk: bool,
+}
+
+impl<'a> World<'a> {
+    fn new(scenario: &'a Scenario, plan: &Plan) -> anyhow::Result<Self> {
+        let setup = Setup {
+            bits_per_second: Some(BITS_PER_SECOND),
+            skimmerd: skimmerd::Setup {
+                background: Some(Duration::from_millis(200)),
+                deadline: Duration::from_secs(120),
+                holder: true,
+                quota_bytes: plan.quota_bytes,
+                ..skimmerd::Setup::default()
+            },
+            ..Setup::default()
+        };
+        let mut fleet = Fleet::start(scenario, setup)?;
+        let front = Front::start(fleet.spare_host()?, fleet.registry.address(), &scenario.hosts())?;
+        fleet.add(&Spec { role: "seed", ..Spec::default() })?;
+        let disk = plan.disk.then(|| disk(scenario)).transpose()?;
+        let credentials = scenario.path("config.json");
+        let docker_config = Some(credentials.as_path());
+        fleet.add(&Spec { containerd: true, docker_config, ..Spec::default() })?;
+        fleet.wait_attending()?;
+        let mut load =
+            Load::start(&fleet.machines[NODE], images(scenario, &fleet)?, &scenario.path("said"))?;
+        load.wait_progress()?;
+        // What was lazy is complete by now: a daemon that starts has the kernel serve it as well.
+        let node = &mut fleet.machines[NODE].skimmerd;
+        node.kill()?;
+        let standing = load.stands_still();
+        node.run()?;
+        standing?;
+        load.wait_progress()?;
+        load.pause()?;
+        let before = Account::of(&fleet.machines[NODE])?;
+        load.resume();
+        Ok(Self { load, ballast: None, front, credentials, fleet, before, _disk: disk })
+    }
+
+    /// Everything gets on, nothing is lost, and nothing is left but what was there before.
+    fn end(mut self) -> anyhow::Result<()> {
+        self.load.wait_progress()?;
+        self.load.pause()?;
+        self.before.wait_balanced(&self.fleet.machines[NODE])?;
+        println!("{:?}", self.load.progress());
+        self.load.end()
+    }
+}
+
+fn images(scenario: &Scenario, fleet: &Fleet<'_>) -> anyhow::Result<Images> {
+    let known = |name: &str, sizes: &[usize]| Known::new(scenario, fleet, SEED_PEER, name, sizes);
+    let small = [7001; 64];
+    Ok(Images {
+        steady: [
+            known("cached", &[&[4 * MIB, 3 * MIB + 1][..], &small].concat())?,
+            known("direct", &[8 * MIB])?,
+        ],
+        pulled: known("pulled", &[&[3 * MIB, 4097][..], &small].concat())?,
+        filled: known("filled", &[8 * MIB])?,
+    })
+}
+
+/// What the node keeps everything on.
+fn disk(scenario: &Scenario) -> anyhow::Result<Mounted> {
+    let file = scenario.path("disk");
+    File::create(&file)?.set_len(DISK_BYTES)?;
+    let path = file.to_str().context("path is not UTF-8")?;
+    command::run("mkfs.ext4", ["-q", path])?;
+    mounts::mount("ext4", path, &["loop".to_owned()], &scenario.path("n1/root"))
+}
+
+/// A number from the environment.
+fn number(name: &str, otherwise: u64) -> anyhow::Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name} is a number")),
+        Err(_) => Ok(otherwise),
+    }
+}
+
+#[test]
+fn kills_at_random_moments_cost_nothing() {
+    scenario("fault-kills", |scenario| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let seed = number("SEED", now.as_secs() % 1_000_000)?;
+        let count = number("SKIMMER_FAULT_KILLS", 200)?;
+        println!("repeat with SEED={seed}");
+        let mut world = World::new(scenario, &Plan { quota_bytes: QUOTA_BYTES, disk: false })?;
+        for part in ["the holder of descriptors is gone", "a mount will not survive this process"] {
+            world.fleet.machines[NODE].skimmerd.expect_log(part);
+        }
+        let (start, mut done) = (Instant::now(), 0);
+        for kill in kills::plan(seed, usize::try_from(count)?) {
+            let Fleet { machines, control, .. } = &mut world.fleet;
+            kills::carry_out(&kill, &mut machines[NODE], control)
+                .and_then(|()| world.load.check())
+                .with_context(|| format!("SEED={seed}, after {done} kills: {kill:?}"))?;
+            let batches = done / BATCH;
+            done += kill.count();
+            if done / BATCH > batches {
+                world
+                    .load
+                    .wait_progress()
+                    .with_context(|| format!("SEED={seed}, after {done} kills"))?;
+            }
+        }
+        println!("{done} kills in {:.0} s", start.elapsed().as_secs_f64());
+        world.end().with_context(|| format!("SEED={seed}"))
+    });
+}
+
+#[test]
+fn faults_of_the_node_and_its_surroundings_cost_nothing() {
+    scenario("fault-node", |scenario| suffer_all(scenario, &scripted::AROUND));
+}
+
+#[test]
+fn faults_of_the_registry_cost_nothing() {
+    scenario("fault-registry", |scenario| suffer_all(scenario, &scripted::OF_THE_REGISTRY));
+}
+
+fn suffer_all(scenario: &Scenario, faults: &[scripted::Fault]) -> anyhow::Result<()> {
+    let mut world = World::new(scenario, &Plan { quota_bytes: 0, disk: true })?;
+    for part in scripted::SAID {
+        world.fleet.machines[NODE].skimmerd.expect_log(part);
+    }
+    scripted::log_in(&mut world, "of-today")?;
+    for fault in faults {
+        let start = Instant::now();
+        scripted::suffer(fault, &mut world).context(fault.name)?;
+        println!("{}: {:.1} s", fault.name, start.elapsed().as_secs_f64());
+    }
+    world.end()
+}
+
+#[test]
+fn nothing_grows_under_load() {
+    scenario("fault-soak", |scenario| {
+        let time = Duration::from_secs(number("SKIMMER_SOAK", 20)?);
+        let world = World::new(scenario, &Plan { quota_bytes: QUOTA_BYTES, disk: false })?;
+        soak::soak(&world, time)?;
+        world.end()
+    });
+}

@@ -1,0 +1,133 @@
+//! A container that reads every byte of its image's files, over and over, and compares them with what they should be.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use skimmer_integration::command;
+use skimmer_integration::ctr::Ctr;
+
+use super::images::Known;
+use super::load::COMMAND_LIMIT;
+
+/// How it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Through the page cache, which [`Reader::forget`] empties.
+    Cached,
+    /// Past the page cache: every read is the file system's.
+    Direct,
+}
+
+/// What it runs. `/said` is the host's: `sums` says what to find, `go` lets it begin, `rounds` counts what it has read from end
+/// to end, `wrong` says what shouldn't be. Its own disk may be full.
+const SCRIPT: &str = r#"
+set -o pipefail
+say() { echo "$*" >>/said/wrong; }
+while [ ! -e /said/go ]; do sleep 0.05; done
+rounds=0
+while :; do
+  while read -r sum path; do
+    found=$(READ 2>/said/errors) || say "$path: $(cat /said/errors)"
+    [ "${found%% *}" = "$sum" ] || say "$path: $found instead of $sum"
+  done </said/sums
+  rounds=$((rounds + 1))
+  if echo $rounds >/tmp/new 2>/dev/null && busybox mv /tmp/new /tmp/own; then
+    [ "$(cat /tmp/own)" = $rounds ] || say "its own file lost $rounds"
+  fi
+  echo $rounds >/said/rounds.new
+  busybox mv /said/rounds.new /said/rounds
+  sleep 0.05
+done
+"#;
+
+impl Way {
+    fn script(self) -> String {
+        let read = match self {
+            Self::Cached => "busybox sha256sum <$path",
+            Self::Direct => "dd if=$path bs=1M iflag=direct | busybox sha256sum",
+        };
+        SCRIPT.replace("READ", read)
+    }
+}
+
+/// A container, started and not removed.
+pub struct Reader {
+    id: String,
+    /// The host's side of its `/said`.
+    said: PathBuf,
+    sums: String,
+}
+
+impl Reader {
+    /// Starts the container `id` of an image that was pulled. It begins to read when it is [told](Self::go).
+    pub fn start(
+        ctr: &Ctr,
+        known: &Known,
+        id: &str,
+        way: Way,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        let said = folder.join(id);
+        fs::create_dir_all(&said)?;
+        let sums = known.sums();
+        fs::write(said.join("sums"), &sums)?;
+        let mut call = ctr.ctr()?;
+        call.args(["run", "--detach", "--null-io", "--snapshotter", "skimmer", "--runc-root"]);
+        call.arg(ctr.runc_root());
+        let shared = format!("type=bind,src={},dst=/said,options=rbind:rw", said.display());
+        call.args(["--mount", &shared, &known.reference, id, "sh", "-c", &way.script()]);
+        command::output_of(&mut call, COMMAND_LIMIT)?;
+        Ok(Self { id: id.to_owned(), said, sums })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Lets it begin.
+    pub fn go(&self) -> anyhow::Result<()> {
+        fs::write(self.said.join("go"), "").context("let a reader begin")
+    }
+
+    /// How often it has read everything.
+    pub fn rounds(&self) -> u64 {
+        let text = fs::read_to_string(self.said.join("rounds")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Fails if it found other bytes, or was told of an error.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let wrong = fs::read_to_string(self.said.join("wrong")).unwrap_or_default();
+        anyhow::ensure!(wrong.is_empty(), "{} found:\n{wrong}", self.id);
+        Ok(())
+    }
+
+    /// The files that it reads, opened in its own file system.
+    pub fn open(&self, ctr: &Ctr) -> anyhow::Result<Vec<File>> {
+        let root = format!("/proc/{}/root", self.process(ctr)?);
+        let paths = self.sums.lines().filter_map(|line| line.split(' ').nth(1));
+        paths
+            .map(|path| File::open(format!("{root}{path}")).with_context(|| format!("open {path}")))
+            .collect()
+    }
+
+    /// The process id of its program.
+    fn process(&self, ctr: &Ctr) -> anyhow::Result<u32> {
+        let tasks = command::output_of(ctr.ctr()?.args(["task", "list"]), COMMAND_LIMIT)?;
+        let mut lines = tasks.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let line = lines.find(|words| words.first() == Some(&self.id.as_str()));
+        let words = line.with_context(|| format!("{} is not in {tasks}", self.id))?;
+        words.get(1).context("a task without a process")?.parse().context("a process id")
+    }
+}
+
+/// Has the kernel forget what it has of open files, so that the next read is the file system's.
+pub fn forget(files: &[File]) {
+    for file in files {
+        // What is being read at the moment stays.
+        let _ = posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
