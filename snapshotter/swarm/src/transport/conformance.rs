@@ -90,7 +90,9 @@ async fn requests(world: World) {
     assert_eq!(mine[0].membership, b.credentials.membership());
     assert_eq!(theirs[0].membership, a.credentials.membership());
     let bytes = 3 * (part(&data, 20).len() + 2 * (256 << 10)) as u64;
-    assert_eq!((mine[0].received, theirs[0].sent), (bytes, bytes));
+    assert_eq!(mine[0].received, bytes);
+    // The sender counts what has left it, a moment after it may have come.
+    until("all is counted", || b.transport.links()[0].sent == bytes).await;
 }
 
 async fn pipelining(world: World) {
