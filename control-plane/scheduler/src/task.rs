@@ -124,7 +124,7 @@ pub struct Task {
     holders: Vec<u32>,
     lackers: Vec<u32>,
     pub orphans: PieceSet,
-    /// The following are kept for direct assignment only.
+    /// Who has and who lacks each piece; both kept for direct assignment only.
     pub holding: Matrix,
     pub lacking: Matrix,
     /// Parents that may be given a transfer.

@@ -1,4 +1,5 @@
-//! Tasks too large to be planned piece by piece: each node gets some neighbours and picks among what they have.
+//! Tasks too large to be planned piece by piece: each node gets some neighbours and picks among what they have. Only the
+//! first copies of a piece are still assigned (see [`super::matching`]).
 //!
 //! Within a zone every node is joined to others at random; into a zone lead a few edges from all others, so that a
 //! piece crosses into it about once.
@@ -10,6 +11,8 @@ use crate::view::What;
 
 /// Tries to find a partner with room.
 const PROBES: u32 = 64;
+/// Lonely peers of a task that are looked after at a time.
+const LONELY: usize = 256;
 
 impl Scheduler {
     /// A peer begins to want something: does it still go piece by piece?
@@ -68,9 +71,11 @@ impl Scheduler {
                 more -= u32::from(join(of, slot, other, most as usize));
             }
         }
-        let crossing = of.slots().filter(|(_, peer)| peer.zone == zone);
-        let crossing: usize = crossing.map(|(_, peer)| far(of, &peer.neighbours, zone)).sum();
-        if of.zones.len() > 1 && crossing < edges {
+        let crossing = || {
+            let near = of.slots().filter(|(_, peer)| peer.zone == zone);
+            near.map(|(_, peer)| far(of, &peer.neighbours, zone)).sum::<usize>()
+        };
+        if of.zones.len() > 1 && crossing() < edges {
             let other = (0..PROBES).find_map(|probe| {
                 let zone = (zone + 1 + probe as usize) % of.zones.len();
                 pick(of, zone, slot, probe).filter(|other| {
@@ -89,8 +94,15 @@ impl Scheduler {
     pub(super) fn link_lonely(&mut self, task: u32) {
         let enough = self.limits.degree.0 as usize;
         let Some(of) = self.task(task).filter(|of| of.mode == Mode::Graph) else { return };
-        let lonely = of.slots().filter(|(_, p)| p.wanting && p.neighbours.len() < enough);
-        let lonely: Vec<u32> = lonely.map(|(slot, _)| slot).collect();
+        let is_lonely = |slot: &u32| {
+            of.peer(*slot).is_some_and(|peer| peer.wanting && peer.neighbours.len() < enough)
+        };
+        // From another place each time: there may be no room for the first ones.
+        let count = u32::try_from(of.peers.len()).unwrap_or(u32::MAX);
+        let place = mix(u64::try_from(self.now.as_millis()).unwrap_or(0)) % u64::from(count.max(1));
+        let from = u32::try_from(place).unwrap_or(0);
+        let all = (from..count).chain(0..from);
+        let lonely: Vec<u32> = all.filter(is_lonely).take(LONELY).collect();
         lonely.into_iter().for_each(|slot| self.link(task, slot));
     }
 
