@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rustix::process::setpriority_process;
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::{Image, Plan};
@@ -28,6 +30,8 @@ const BYTES: usize = 24 * MIB;
 /// Of each image: all of them wait at once.
 const READERS: usize = 100;
 const TIME: Duration = Duration::from_secs(20);
+/// What a read of somebody else may take meanwhile; all reads of the crowd take their turns in it many times over.
+const LONGEST: Duration = Duration::from_secs(5);
 /// The bound for a busy node, with the pages of its files.
 const MEMORY: u64 = 256 << 20;
 
@@ -89,10 +93,14 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
                 for reader in 0..READERS {
                     let (stop, reads) = (&stop, &reads);
                     readers.push(scope.spawn(move || -> anyhow::Result<()> {
+                        // Containers have shares of the processors; these are threads of one process.
+                        setpriority_process(None, 19)?;
                         let file = File::open(path)?;
                         let mut state = (number * READERS + reader + 1) as u64 * 0x9e37_79b9;
                         while !stop.load(Ordering::Relaxed) {
                             read(&file, expected, next(&mut state))?;
+                            // Each read is to be one of skimmerd's.
+                            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
                             reads.fetch_add(1, Ordering::Relaxed);
                         }
                         Ok(())
@@ -118,7 +126,7 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
             }
             outcome?;
             println!("{done} reads of the one, at most {longest:?}; {reads:?} of the many");
-            anyhow::ensure!(longest < TIME, "one waited {longest:?}");
+            anyhow::ensure!(longest < LONGEST, "one waited {longest:?}");
             Ok(())
         })?;
         drop(views);

@@ -10,6 +10,7 @@
 //!   blob has no piece table, what the chunk decoded to (see [`Proof`]).
 //! - Once a fill is [condemned](Fill::condemn), nobody reads by it any more.
 
+mod decoders;
 mod lies;
 mod mend;
 mod streak;
@@ -29,9 +30,10 @@ use skimmer_cache::{Blob, Class, LayerData, Spans};
 use skimmer_index::chunk::ChunkDecoder;
 use skimmer_index::index::LayerIndex;
 use skimmer_proto::Digest;
-use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+pub use decoders::Decoders;
+use decoders::Turn;
 use lies::Lies;
 pub use mend::{Mended, readable, same_within};
 use streak::Streak;
@@ -83,24 +85,6 @@ impl Error {
 /// What one chunk's job came to; many may wait for it.
 type Job = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
 
-/// How jobs of all layers share the processors.
-#[derive(Debug)]
-pub struct Decoders {
-    /// Readers wait.
-    urgent: Arc<Semaphore>,
-    /// Nobody waits: leaves room for those who do.
-    background: Arc<Semaphore>,
-}
-
-impl Decoders {
-    pub fn new(processors: usize) -> Self {
-        Self {
-            urgent: Arc::new(Semaphore::new(processors.max(1))),
-            background: Arc::new(Semaphore::new((processors / 2).max(1))),
-        }
-    }
-}
-
 /// What the bytes of a chunk are verified by.
 #[derive(Debug)]
 pub enum Proof {
@@ -117,7 +101,7 @@ pub struct Fill {
     index: LayerIndex,
     proof: Proof,
     deadline: Duration,
-    decoders: Arc<Decoders>,
+    turn: Turn,
     metrics: Arc<Metrics>,
     jobs: Mutex<BTreeMap<usize, (Class, Job)>>,
     streak: Mutex<Streak>,
@@ -132,7 +116,7 @@ impl Fill {
         index: LayerIndex,
         proof: Proof,
         deadline: Duration,
-        decoders: Arc<Decoders>,
+        decoders: &Decoders,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -141,7 +125,7 @@ impl Fill {
             index,
             proof,
             deadline,
-            decoders,
+            turn: decoders.turn(),
             metrics,
             jobs: Mutex::default(),
             streak: Mutex::default(),
@@ -329,15 +313,11 @@ impl Fill {
     }
 
     async fn decode_in_turn(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
-        let decoders = match class {
-            Class::Background => &self.decoders.background,
-            Class::Fault | Class::PullThrough => &self.decoders.urgent,
-        };
         let interrupted = || Error::Interrupted { chunk };
-        let permit = Arc::clone(decoders).acquire_owned().await.map_err(|_| interrupted())?;
+        let turn = self.turn.take(class).await.ok_or_else(interrupted)?;
         let this = Arc::clone(self);
         let decoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _turn = turn;
             this.decode(chunk)
         });
         decoded.await.map_err(|_| interrupted())?

@@ -72,7 +72,7 @@ pub(crate) struct Shared {
     pub runtime: Handle,
     pub buffers: Arc<Buffers>,
     pub leaving: Leaving,
-    pub decoders: Arc<Decoders>,
+    pub decoders: Decoders,
     /// For reads that wait for bytes.
     pub places: Arc<Places>,
     pub pulls: Pulls,
@@ -110,7 +110,7 @@ impl Layers {
             runtime: Handle::current(),
             buffers: Arc::default(),
             leaving: Leaving::default(),
-            decoders: Arc::new(Decoders::new(processors)),
+            decoders: Decoders::new(processors),
             places: Places::new(config.fuse.max_waiting),
             pulls: Pulls::new(config.pulls),
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),

@@ -1,9 +1,9 @@
-//! Who may wait for bytes: places are few, and no mount may take so many that another finds none.
+//! Whose turn it is, where layers share something scarce: places to wait for bytes, and processors.
 //!
-//! [`Turns`] decides (pure): a mount gets another place only while at least as many are free as it
-//! holds already. So one mount alone gets half of them, two a third each, and whoever comes next always
-//! finds some free. Those who don't get one at once wait in the order in which they came, mount by
-//! mount in turn. [`Places`] is the shell around it.
+//! [`Turns`] decides (pure): a layer gets another place only while more are free than it holds already. So
+//! one alone gets half of them (of an odd number the larger half), two get a third each, and one more finds a
+//! place free unless each is taken by another. Those who don't get one at once wait in the order in which they
+//! came, layer by layer in turn. [`Places`] is the shell around it.
 //!
 //! Invariants:
 //! - No more places are taken than there are.
@@ -15,18 +15,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Names a mount.
-pub type Mount = u64;
+/// Names a layer.
+pub type LayerId = u64;
 
 /// See the module's documentation. `T` is whoever waits.
 #[derive(Debug)]
 pub struct Turns<T> {
     free: usize,
-    held: BTreeMap<Mount, usize>,
+    held: BTreeMap<LayerId, usize>,
     /// No queue is empty.
-    queues: BTreeMap<Mount, VecDeque<T>>,
-    /// The mounts with queues, the next to be served first.
-    order: VecDeque<Mount>,
+    queues: BTreeMap<LayerId, VecDeque<T>>,
+    /// The layers with queues, the next to be served first.
+    order: VecDeque<LayerId>,
 }
 
 impl<T> Turns<T> {
@@ -40,80 +40,80 @@ impl<T> Turns<T> {
     }
 
     /// `Some`: the place is taken, and `who` given back; else `who` waits.
-    pub fn take(&mut self, mount: Mount, who: T) -> Option<T> {
-        if !self.queues.contains_key(&mount) && self.may_take(mount) {
-            self.grant(mount);
+    pub fn take(&mut self, layer: LayerId, who: T) -> Option<T> {
+        if !self.queues.contains_key(&layer) && self.may_take(layer) {
+            self.grant(layer);
             return Some(who);
         }
-        let queue = self.queues.entry(mount).or_insert_with(|| {
-            self.order.push_back(mount);
+        let queue = self.queues.entry(layer).or_insert_with(|| {
+            self.order.push_back(layer);
             VecDeque::new()
         });
         queue.push_back(who);
         None
     }
 
-    /// `mount` gives a place back. Who has one now, and of which mount.
-    pub fn give_back(&mut self, mount: Mount) -> Vec<(Mount, T)> {
+    /// `layer` gives a place back. Who has one now, and of which layer.
+    pub fn give_back(&mut self, layer: LayerId) -> Vec<(LayerId, T)> {
         self.free += 1;
-        if let Some(held) = self.held.get_mut(&mount) {
+        if let Some(held) = self.held.get_mut(&layer) {
             *held -= 1;
             if *held == 0 {
-                self.held.remove(&mount);
+                self.held.remove(&layer);
             }
         }
         let mut next = Vec::new();
         let mut passed = 0;
         while passed < self.order.len() {
-            let Some(mount) = self.order.pop_front() else { break };
-            if !self.may_take(mount) {
-                self.order.push_back(mount);
+            let Some(layer) = self.order.pop_front() else { break };
+            if !self.may_take(layer) {
+                self.order.push_back(layer);
                 passed += 1;
                 continue;
             }
             passed = 0;
-            if let Some(queue) = self.queues.get_mut(&mount) {
-                next.extend(queue.pop_front().map(|who| (mount, who)));
+            if let Some(queue) = self.queues.get_mut(&layer) {
+                next.extend(queue.pop_front().map(|who| (layer, who)));
                 if queue.is_empty() {
-                    self.queues.remove(&mount);
+                    self.queues.remove(&layer);
                 } else {
-                    self.order.push_back(mount);
+                    self.order.push_back(layer);
                 }
-                self.grant(mount);
+                self.grant(layer);
             }
         }
         next
     }
 
-    fn may_take(&self, mount: Mount) -> bool {
-        let held = self.held.get(&mount).copied().unwrap_or(0);
+    fn may_take(&self, layer: LayerId) -> bool {
+        let held = self.held.get(&layer).copied().unwrap_or(0);
         held < self.free
     }
 
-    fn grant(&mut self, mount: Mount) {
+    fn grant(&mut self, layer: LayerId) {
         self.free -= 1;
-        *self.held.entry(mount).or_default() += 1;
+        *self.held.entry(layer).or_default() += 1;
     }
 }
 
-/// The places of all mounts.
+/// The places of all layers.
 #[derive(Debug)]
 pub struct Places {
     turns: Mutex<Turns<oneshot::Sender<Place>>>,
-    next_mount: AtomicU64,
+    next_layer: AtomicU64,
 }
 
-/// What one mount has of the places.
+/// What one layer has of the places.
 #[derive(Debug)]
 pub struct Share {
-    mount: Mount,
+    layer: LayerId,
     places: Arc<Places>,
 }
 
 /// A place, given back when dropped.
 #[derive(Debug)]
 pub struct Place {
-    mount: Mount,
+    layer: LayerId,
     /// `None`: it has been given back.
     places: Option<Arc<Places>>,
 }
@@ -121,28 +121,28 @@ pub struct Place {
 impl Places {
     pub fn new(places: usize) -> Arc<Self> {
         let turns = Mutex::new(Turns::new(places.max(1)));
-        Arc::new(Self { turns, next_mount: AtomicU64::new(0) })
+        Arc::new(Self { turns, next_layer: AtomicU64::new(0) })
     }
 
-    /// For another mount.
+    /// For another layer.
     pub fn share(self: &Arc<Self>) -> Share {
-        let mount = self.next_mount.fetch_add(1, Ordering::Relaxed);
-        Share { mount, places: Arc::clone(self) }
+        let layer = self.next_layer.fetch_add(1, Ordering::Relaxed);
+        Share { layer, places: Arc::clone(self) }
     }
 
-    fn place(self: &Arc<Self>, mount: Mount) -> Place {
-        Place { mount, places: Some(Arc::clone(self)) }
+    fn place(self: &Arc<Self>, layer: LayerId) -> Place {
+        Place { layer, places: Some(Arc::clone(self)) }
     }
 
-    fn give_back(self: &Arc<Self>, mount: Mount) {
-        let mut back = vec![mount];
-        while let Some(mount) = back.pop() {
-            let next = self.turns().give_back(mount);
-            for (mount, who) in next {
+    fn give_back(self: &Arc<Self>, layer: LayerId) {
+        let mut back = vec![layer];
+        while let Some(layer) = back.pop() {
+            let next = self.turns().give_back(layer);
+            for (layer, who) in next {
                 // Who doesn't wait any more passes it on.
-                if let Err(mut place) = who.send(self.place(mount)) {
+                if let Err(mut place) = who.send(self.place(layer)) {
                     place.places = None;
-                    back.push(mount);
+                    back.push(layer);
                 }
             }
         }
@@ -157,15 +157,15 @@ impl Share {
     /// Waits for a place. `None`: there will be none.
     pub async fn take(&self) -> Option<Place> {
         let (sender, receiver) = oneshot::channel();
-        let at_once = self.places.turns().take(self.mount, sender).is_some();
-        if at_once { Some(self.places.place(self.mount)) } else { receiver.await.ok() }
+        let at_once = self.places.turns().take(self.layer, sender).is_some();
+        if at_once { Some(self.places.place(self.layer)) } else { receiver.await.ok() }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(places) = self.places.take() {
-            places.give_back(self.mount);
+            places.give_back(self.layer);
         }
     }
 }
@@ -176,12 +176,12 @@ mod tests {
     use proptest::prelude::{any, prop_assert, proptest};
 
     /// Takes until it has to wait; how many it got.
-    fn fill(turns: &mut Turns<u32>, mount: Mount) -> usize {
-        (0..).take_while(|who| turns.take(mount, *who).is_some()).count()
+    fn fill(turns: &mut Turns<u32>, layer: LayerId) -> usize {
+        (0..).take_while(|who| turns.take(layer, *who).is_some()).count()
     }
 
     #[test]
-    fn a_mount_leaves_room_for_others() {
+    fn a_layer_leaves_room_for_others() {
         let mut turns = Turns::new(256);
         assert_eq!(fill(&mut turns, 1), 128);
         assert_eq!(fill(&mut turns, 2), 64);
@@ -191,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_are_served_mount_by_mount_in_their_order() {
+    fn those_who_wait_are_served_layer_by_layer_in_their_order() {
         let mut turns = Turns::new(2);
         assert_eq!(turns.take(1, 'a'), Some('a'));
         assert_eq!(turns.take(2, 'b'), Some('b'));
-        for (mount, who) in [(1, 'c'), (1, 'd'), (3, 'e'), (2, 'f')] {
-            assert_eq!(turns.take(mount, who), None);
+        for (layer, who) in [(1, 'c'), (1, 'd'), (3, 'e'), (2, 'f')] {
+            assert_eq!(turns.take(layer, who), None);
         }
         assert_eq!(turns.give_back(1), [(1, 'c')]);
         assert_eq!(turns.give_back(2), [(3, 'e')]);
@@ -212,17 +212,17 @@ mod tests {
             let mut turns = Turns::new(places);
             let mut held = [0usize; 4];
             let mut waiting = [0usize; 4];
-            for (take, mount) in steps {
-                let at = usize::try_from(mount).unwrap();
+            for (take, layer) in steps {
+                let at = usize::try_from(layer).unwrap();
                 if take {
-                    match turns.take(mount, ()) {
+                    match turns.take(layer, ()) {
                         Some(()) => held[at] += 1,
                         None => waiting[at] += 1,
                     }
                 } else if held[at] > 0 {
                     held[at] -= 1;
-                    for (mount, ()) in turns.give_back(mount) {
-                        let at = usize::try_from(mount).unwrap();
+                    for (layer, ()) in turns.give_back(layer) {
+                        let at = usize::try_from(layer).unwrap();
                         held[at] += 1;
                         waiting[at] -= 1;
                     }

@@ -279,7 +279,7 @@ impl Parts {
             index,
             proof,
             shared.config.deadline,
-            Arc::clone(&shared.decoders),
+            &shared.decoders,
             Arc::clone(&shared.metrics),
         );
         let fill = Arc::new(fill);

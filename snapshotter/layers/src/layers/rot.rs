@@ -142,9 +142,8 @@ impl Layers {
     /// What decodes chunks of a layer that isn't open.
     fn idle_fill(&self, blob: Arc<Blob>, data: Arc<LayerData>, index: LayerIndex) -> Arc<Fill> {
         let shared = self.shared();
-        let (decoders, metrics) = (Arc::clone(&shared.decoders), Arc::clone(&shared.metrics));
-        let deadline = shared.config.deadline;
-        Arc::new(Fill::new(blob, data, index, Proof::Pieces, deadline, decoders, metrics))
+        let (deadline, metrics) = (shared.config.deadline, Arc::clone(&shared.metrics));
+        Arc::new(Fill::new(blob, data, index, Proof::Pieces, deadline, &shared.decoders, metrics))
     }
 
     /// Nobody uses the layer and its data is wrong, nobody knows where.
