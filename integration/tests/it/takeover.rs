@@ -25,6 +25,7 @@ const LEN: usize = 24 << 20;
 struct World {
     registry: Registry,
     node: Node,
+    reference: String,
     file: String,
 }
 
@@ -53,7 +54,7 @@ impl World {
         let images = node.skimmerd.ask(&["status", &reference])?;
         let server = &images[0]["layers"][1]["server"];
         anyhow::ensure!(server == expected, "{server} serves the layer, not {expected}: {images}");
-        Ok(Self { registry, node, file: format!("/data/{name}") })
+        Ok(Self { registry, node, reference, file: format!("/data/{name}") })
     }
 
     fn sum(&self) -> anyhow::Result<String> {
@@ -152,6 +153,43 @@ fn a_holder_that_died_is_given_everything_again() {
         world.node.skimmerd.run()?;
         anyhow::ensure!(world.sum()?.trim() == expected.trim(), "other bytes");
         world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn containers_whose_mounts_died_with_daemon_and_holder_are_named() {
+    scenario("takeover-both", |scenario| {
+        let mut world = World::new(scenario, "both")?;
+        let expected = md5sum(scenario, "both", LEN)?;
+        world.node.skimmerd.expect_log("start it anew");
+        world.node.skimmerd.expect_log("nobody kept a mount");
+        world.node.skimmerd.kill()?;
+        world.node.skimmerd.kill_holder()?;
+        world.node.skimmerd.hold()?;
+        world.node.skimmerd.run()?;
+        world.node.wait_connected()?;
+        let lost = |world: &World| -> anyhow::Result<Vec<String>> {
+            let images = world.node.skimmerd.ask(&["status", &world.reference])?;
+            let names = images[0]["layers"][1]["lost"].as_array().cloned().unwrap_or_default();
+            Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect())
+        };
+        let named = lost(&world)?;
+        let is_named = matches!(&named[..], [name] if name.ends_with(&format!("/{READER}")));
+        anyhow::ensure!(is_named, "{READER:?} is not named: {named:?}");
+        anyhow::ensure!(world.node.skimmerd.log().contains("start it anew"), "the log is silent");
+        // Another container of the image has its files.
+        world.node.containerd.start_image(
+            &world.reference,
+            "skimmer",
+            "next",
+            &["sleep", "1000"],
+        )?;
+        let said = world.node.containerd.exec("next", &["md5sum", &world.file])?;
+        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        anyhow::ensure!(lost(&world)?.len() == 1, "the new container is named too");
+        world.node.containerd.remove_container("next")?;
+        world.node.containerd.remove_container(READER)?;
+        wait_for("nobody is named", PATIENCE, || lost(&world).ok()?.is_empty().then_some(()))
     });
 }
 

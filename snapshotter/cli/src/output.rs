@@ -36,6 +36,9 @@ pub struct LayerView {
     pub index_bytes: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// Snapshots of containers whose mounts of it nobody kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<String>,
 }
 
 /// Bytes received, by why they were wanted, and the same bytes by where they came from.
@@ -92,6 +95,7 @@ impl From<Layer> for LayerView {
             fetched: layer.fetched.unwrap_or_default().into(),
             index_bytes: layer.index_bytes,
             error: layer.error,
+            lost: layer.lost,
         }
     }
 }

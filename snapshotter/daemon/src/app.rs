@@ -87,8 +87,16 @@ impl App {
             metrics: Adoptions::register(&mut metrics),
         };
         let image_service = config.cri.address.clone();
-        let node =
-            Node { containerd, layers, registry, documents, materializer, image_service, swarm };
+        let node = Node {
+            containerd,
+            layers,
+            snapshots: snapshotter.clone(),
+            registry,
+            documents,
+            materializer,
+            image_service,
+            swarm,
+        };
         let images = cri::proxy(&config.cri, &node, told);
         let health = Arc::new(Health { registry: metrics, ready: AtomicBool::new(false) });
         let metrics_address = config.metrics.address.clone();

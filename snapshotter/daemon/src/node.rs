@@ -28,6 +28,7 @@ use skimmer_proto::node::{
 };
 use skimmer_proto::{Digest, Platform, Reference};
 use skimmer_registry::Registry;
+use skimmer_snapshots::Snapshotter;
 use skimmer_snapshots::identify::Containerd;
 use skimmer_snapshots::install::{Target, install};
 use skimmer_snapshots::materialize::Materializer;
@@ -49,6 +50,7 @@ const BUNDLE_LEN: usize = 1 << 30;
 pub struct Node {
     pub containerd: Arc<Containerd>,
     pub layers: Layers,
+    pub snapshots: Snapshotter,
     pub registry: Registry,
     pub documents: Documents,
     pub materializer: Materializer,
@@ -77,7 +79,9 @@ impl node_server::Node for Node {
     ) -> Result<Response<ImagesResponse>, Status> {
         let ImagesRequest { namespace, image } = request.into_inner();
         let found = images::find(&self.containerd, &namespace, &image).await?;
-        let images = found.into_iter().map(|i| convert::image(&self.layers, i)).collect();
+        let lost = self.snapshots.lost().await;
+        let lost = lost.map_err(|error| Status::internal(convert::words(&error)))?;
+        let images = found.into_iter().map(|i| convert::image(&self.layers, i, &lost)).collect();
         Ok(Response::new(ImagesResponse { images }))
     }
 

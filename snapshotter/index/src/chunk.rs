@@ -48,9 +48,14 @@ impl ChunkDecoder {
     }
 
     /// The next bytes of the chunk's [`Chunk::blob`]; what they decode to goes to `out`, never more
-    /// than the chunk's length in total.
-    pub fn push(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
-        self.stream.push(bytes, &mut self.left, out)
+    /// than the chunk's length in total, and at most as much at a time as there is `room`, which isn't empty.
+    pub fn push(
+        &mut self,
+        bytes: &[u8],
+        room: &mut [u8],
+        out: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        self.stream.push(bytes, room, &mut self.left, out)
     }
 
     /// Fails if less came out than the chunk is long.
@@ -62,6 +67,9 @@ impl ChunkDecoder {
         Err(Error::ChunkLength { chunk, actual: expected - left, expected })
     }
 }
+
+/// Bytes that [`decode_chunk`] decodes at a time.
+const ROOM: usize = 128 << 10;
 
 /// Decodes chunk `chunk` from the bytes of its [`Chunk::blob`] to the end of `out`, which is cleared
 /// first and then holds [`Chunk::data`]. Memory is allocated as bytes come out.
@@ -78,6 +86,7 @@ pub fn decode_chunk(
         return Err(Error::CompressedLength { chunk, actual, expected });
     }
     let mut decoder = ChunkDecoder::new(index, chunk)?;
-    decoder.push(compressed, &mut |bytes| out.extend_from_slice(bytes))?;
+    let mut room = vec![0; ROOM];
+    decoder.push(compressed, &mut room, &mut |bytes| out.extend_from_slice(bytes))?;
     decoder.finish()
 }

@@ -19,7 +19,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,10 @@ use skimmer_cache::{Blob, Class, LayerData, Spans};
 use skimmer_index::chunk::ChunkDecoder;
 use skimmer_index::index::LayerIndex;
 use skimmer_proto::Digest;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
+use crate::buffers::Buffers;
 use crate::metrics::Metrics;
 pub use decoders::Decoders;
 use decoders::Turn;
@@ -40,8 +43,12 @@ use streak::Streak;
 use write::Writer;
 pub use write::copy_within;
 
-/// How much of the blob is read, and decoded, at a time.
+/// How much of the blob is read at a time, and how much is decoded. The decoder copies its last 32 KiB each time.
 const STEP_BYTES: usize = 256 << 10;
+const ROOM_BYTES: usize = 768 << 10;
+
+/// No chunk.
+const NOTHING: usize = usize::MAX;
 
 /// Pauses between attempts to get bytes that a reader waits for: doubled up to the last.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -83,7 +90,36 @@ impl Error {
 }
 
 /// What one chunk's job came to; many may wait for it.
-type Job = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
+type Done = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
+
+/// Why a chunk is gotten.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    /// Somebody waits for it, or for the whole layer.
+    Wanted(Class),
+    /// A reader is about to come to it.
+    Ahead,
+}
+
+/// A chunk that is being gotten.
+#[derive(Clone)]
+struct Job {
+    /// What it was begun for.
+    class: Class,
+    /// Told when a reader waits for it.
+    urged: Arc<Notify>,
+    done: Done,
+}
+
+impl Purpose {
+    /// In what order its bytes are fetched.
+    const fn class(self) -> Class {
+        match self {
+            Self::Wanted(class) => class,
+            Self::Ahead => Class::Background,
+        }
+    }
+}
 
 /// What the bytes of a chunk are verified by.
 #[derive(Debug)]
@@ -102,14 +138,19 @@ pub struct Fill {
     proof: Proof,
     deadline: Duration,
     turn: Turn,
+    buffers: Arc<Buffers>,
     metrics: Arc<Metrics>,
-    jobs: Mutex<BTreeMap<usize, (Class, Job)>>,
+    runtime: Handle,
+    jobs: Mutex<BTreeMap<usize, Job>>,
     streak: Mutex<Streak>,
+    /// The first chunk that was decoded ahead and that nobody has come to; [`NOTHING`] if there is none.
+    foreseen: AtomicUsize,
     lies: Mutex<Lies>,
     condemned: AtomicBool,
 }
 
 impl Fill {
+    /// Must be called within a tokio runtime, which will run the jobs.
     pub fn new(
         blob: Arc<Blob>,
         data: Arc<LayerData>,
@@ -117,6 +158,7 @@ impl Fill {
         proof: Proof,
         deadline: Duration,
         decoders: &Decoders,
+        buffers: Arc<Buffers>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -126,9 +168,12 @@ impl Fill {
             proof,
             deadline,
             turn: decoders.turn(),
+            buffers,
             metrics,
+            runtime: Handle::current(),
             jobs: Mutex::default(),
             streak: Mutex::default(),
+            foreseen: AtomicUsize::new(NOTHING),
             lies: Mutex::default(),
             condemned: AtomicBool::new(false),
         }
@@ -158,10 +203,16 @@ impl Fill {
     }
 
     /// Somebody reads `range` of the data file: what is there of it stays.
-    pub fn touch(&self, range: &Range<u64>) {
-        if !self.data.complete() {
-            let runs = self.index.chunks_covering(range.clone());
-            runs.into_iter().flatten().for_each(|chunk| self.data.touch(chunk));
+    pub fn touch(self: &Arc<Self>, range: &Range<u64>) {
+        if self.data.complete() {
+            return;
+        }
+        for chunk in self.index.chunks_covering(range.clone()).into_iter().flatten() {
+            self.data.touch(chunk);
+            if self.foreseen().contains(&chunk) {
+                // What was decoded ahead is being read: nobody waits for it, and the next is worth it too.
+                self.read_ahead(&[chunk]);
+            }
         }
     }
 
@@ -208,12 +259,18 @@ impl Fill {
     /// Waits for the job that gets `chunk`. One that was begun for less gives up sooner: then it is begun anew.
     async fn get_one(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Arc<Error>> {
         loop {
-            let (begun_for, job) = self.job(chunk, class);
-            match job.await {
-                Err(error) if class < begun_for && !error.is_wrong() && !self.is_condemned() => {}
+            let job = self.job(chunk, Purpose::Wanted(class));
+            match job.done.await {
+                Err(error) if class < job.class && !error.is_wrong() && !self.is_condemned() => {}
                 done => return done,
             }
         }
+    }
+
+    /// The chunks that have been decoded ahead and nobody has come to. Cheap: it is asked at each read.
+    fn foreseen(&self) -> Range<usize> {
+        let first = self.foreseen.load(Ordering::Relaxed);
+        first..first.saturating_add(streak::AHEAD)
     }
 
     /// Starts on the chunks after `wanted` if a reader got to `wanted` by reading on.
@@ -221,30 +278,38 @@ impl Fill {
         let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return };
         let ahead = {
             let mut streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
-            streak.extend(*first..last + 1)
+            let ahead = streak.extend(*first..last + 1);
+            self.foreseen.store(streak.foreseen().unwrap_or(NOTHING), Ordering::Relaxed);
+            ahead
         };
         let end = self.index.chunks.len().min(last + 1 + ahead);
         for chunk in (last + 1..end).filter(|chunk| !self.data.has(*chunk)) {
             // It runs by itself; whoever comes to need the chunk learns what became of it.
-            drop(self.job(chunk, Class::Background));
+            drop(self.job(chunk, Purpose::Ahead));
         }
     }
 
-    /// The job that gets `chunk`, started if there is none, and what it was begun for.
-    fn job(self: &Arc<Self>, chunk: usize, class: Class) -> (Class, Job) {
+    /// The job that gets `chunk`, started if there is none.
+    fn job(self: &Arc<Self>, chunk: usize, purpose: Purpose) -> Job {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((begun_for, job)) = jobs.get(&chunk) {
-            if class == Class::Fault {
+        if let Some(job) = jobs.get(&chunk) {
+            if purpose == Purpose::Wanted(Class::Fault) {
+                job.urged.notify_one();
                 self.hurry(chunk);
             }
-            return (*begun_for, job.clone());
+            return job.clone();
         }
+        let (class, urged) = (purpose.class(), Arc::new(Notify::new()));
         if let Some(error) = self.lies().of(chunk, Instant::now()) {
-            return (class, std::future::ready(Err(error)).boxed().shared());
+            let done = std::future::ready(Err(error)).boxed().shared();
+            return Job { class, urged, done };
         }
-        let this = Arc::clone(self);
-        let running = tokio::spawn(async move {
-            let result = this.fetch_and_decode(chunk, class).await.map_err(Arc::new);
+        if purpose == Purpose::Ahead {
+            urged.notify_one();
+        }
+        let (this, told) = (Arc::clone(self), Arc::clone(&urged));
+        let running = self.runtime.spawn(async move {
+            let result = this.fetch_and_decode(chunk, class, &told).await.map_err(Arc::new);
             if let Err(error) = &result
                 && error.is_wrong()
                 && this.is_unvouched()
@@ -257,28 +322,33 @@ impl Fill {
         let ended = move |joined: Result<_, _>| {
             joined.unwrap_or_else(|_| Err(Arc::new(Error::Interrupted { chunk })))
         };
-        let job = running.map(ended).boxed().shared();
-        jobs.insert(chunk, (class, job.clone()));
-        (class, job)
+        let job = Job { class, urged, done: running.map(ended).boxed().shared() };
+        jobs.insert(chunk, job.clone());
+        job
     }
 
     /// Tells the cache that a reader now waits for what an earlier job asked for at its leisure.
     fn hurry(self: &Arc<Self>, chunk: usize) {
         let this = Arc::clone(self);
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             // The job that waits for the same bytes reports the error.
             let _ = this.ensure(chunk, Class::Fault).await;
         });
     }
 
-    async fn fetch_and_decode(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
-        let done = self.attempt(chunk, class).await;
+    async fn fetch_and_decode(
+        self: &Arc<Self>,
+        chunk: usize,
+        class: Class,
+        urged: &Notify,
+    ) -> Result<(), Error> {
+        let done = self.attempt(chunk, class, urged).await;
         if !done.as_ref().is_err_and(Error::is_wrong) || !self.is_unvouched() {
             return done;
         }
         // Nothing had vouched for the bytes: the next ones may be better.
         self.blob.forget(self.index.chunks[chunk].blob.clone());
-        self.attempt(chunk, class).await
+        self.attempt(chunk, class, urged).await
     }
 
     /// Whether nothing vouches for the blob's bytes before they are decoded.
@@ -290,17 +360,22 @@ impl Fill {
         self.lies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn attempt(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
+    async fn attempt(
+        self: &Arc<Self>,
+        chunk: usize,
+        class: Class,
+        urged: &Notify,
+    ) -> Result<(), Error> {
         let started = Instant::now();
         let mut pause = PAUSE;
         self.fetch(chunk, class).await?;
         loop {
-            let error = match self.decode_in_turn(chunk, class).await {
+            let error = match self.decode_in_turn(chunk, class, urged).await {
                 Err(error) if error.is_disk_full() => error,
                 decoded => return decoded,
             };
             self.blob.make_room().await;
-            if let decoded @ Ok(()) = self.decode_in_turn(chunk, class).await {
+            if let decoded @ Ok(()) = self.decode_in_turn(chunk, class, urged).await {
                 return decoded;
             }
             if class != Class::Fault || started.elapsed() + pause > self.deadline {
@@ -312,9 +387,14 @@ impl Fill {
         }
     }
 
-    async fn decode_in_turn(self: &Arc<Self>, chunk: usize, class: Class) -> Result<(), Error> {
+    async fn decode_in_turn(
+        self: &Arc<Self>,
+        chunk: usize,
+        class: Class,
+        urged: &Notify,
+    ) -> Result<(), Error> {
         let interrupted = || Error::Interrupted { chunk };
-        let turn = self.turn.take(class).await.ok_or_else(interrupted)?;
+        let turn = self.turn.take(class, urged).await.ok_or_else(interrupted)?;
         let this = Arc::clone(self);
         let decoded = tokio::task::spawn_blocking(move || {
             let _turn = turn;
@@ -383,15 +463,18 @@ impl Fill {
             }
             out(bytes);
         };
-        let mut compressed = vec![0; STEP_BYTES];
-        let mut at = span.blob.start;
-        while at < span.blob.end {
-            let left = usize::try_from(span.blob.end - at).unwrap_or(usize::MAX);
-            let step = &mut compressed[..left.min(STEP_BYTES)];
-            self.blob.read_at(step, at).map_err(|source| Error::Read { chunk, source })?;
-            decoder.push(step, &mut take).map_err(failed)?;
-            at += step.len() as u64;
-        }
+        self.buffers.with(STEP_BYTES + ROOM_BYTES, |buffer| {
+            let (compressed, room) = buffer.split_at_mut(STEP_BYTES);
+            let mut at = span.blob.start;
+            while at < span.blob.end {
+                let left = usize::try_from(span.blob.end - at).unwrap_or(usize::MAX);
+                let step = &mut compressed[..left.min(STEP_BYTES)];
+                self.blob.read_at(step, at).map_err(|source| Error::Read { chunk, source })?;
+                decoder.push(step, room, &mut take).map_err(failed)?;
+                at += step.len() as u64;
+            }
+            Ok(())
+        })?;
         decoder.finish().map_err(failed)?;
         let actual = Digest::from_bytes(hash.finalize().into());
         match expected {

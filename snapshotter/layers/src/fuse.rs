@@ -12,7 +12,6 @@
 
 pub mod answer;
 pub mod attr;
-pub mod buffers;
 pub mod device;
 pub mod read;
 

@@ -6,6 +6,7 @@
 
 mod batch;
 pub(crate) mod bundle;
+mod direct;
 mod rot;
 mod scrub;
 mod status;
@@ -26,10 +27,10 @@ pub use rot::{Checked, Error as CheckError, Pause};
 pub use scrub::Scrub;
 pub use status::{Mode, Status};
 
+use crate::buffers::Buffers;
 use crate::config::Config;
 use crate::fill::Decoders;
 use crate::fuse::answer::Leaving;
-use crate::fuse::buffers::Buffers;
 use crate::fuse::device::bound_idle_memory;
 use crate::indexes::Indexes;
 use crate::layer::{Cause, Layer, LayerSpec};
@@ -127,7 +128,9 @@ impl Layers {
         for left in shared.mounts.take_left_data() {
             shared.cache.peek_layer(left.blob).lend_data(left.file);
         }
-        Ok(Self { owner: Arc::new(Owner { shared: Arc::new(shared) }) })
+        let owner = Arc::new(Owner { shared: Arc::new(shared) });
+        owner.shared.runtime.spawn(direct::run(Arc::downgrade(&owner)));
+        Ok(Self { owner })
     }
 
     /// Whether the kernel serves layers that are not complete yet; if not, why.
@@ -188,6 +191,11 @@ impl Layers {
             tracing::info!(layer = %blob, "unmounting a layer that no snapshot uses");
             mounts.take_left(*blob).into_iter().for_each(|left| mounts.discard(left));
         }
+    }
+
+    /// The blobs of layers that an earlier process served by mounts that nobody kept: their readers get errors.
+    pub fn lost(&self) -> &BTreeSet<Digest> {
+        self.shared().mounts.lost()
     }
 
     /// Leaves what is mounted to the next process, as far as it can live until then, and unmounts the rest. Blocks.

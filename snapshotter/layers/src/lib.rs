@@ -1,5 +1,6 @@
 //! A layer as a read-only file system: from a blob's bytes to a mount.
 
+mod buffers;
 pub mod config;
 pub mod fill;
 pub mod fuse;

@@ -11,6 +11,7 @@
 //! - A FUSE mount's path is told to nobody before its descriptor is kept, where there is a keeper.
 //! - The kernel serves an incomplete layer only where somebody keeps what its readers wait by (see [`prefill`]).
 
+mod direct;
 pub mod info;
 mod kernel;
 mod lazy;
@@ -19,7 +20,7 @@ mod mounted;
 pub mod prefill;
 mod read_ahead;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,6 +83,8 @@ pub struct Mounts {
     keeper: Option<Arc<dyn Keeper>>,
     left: Mutex<BTreeMap<Digest, Vec<Left>>>,
     left_data: Mutex<Vec<LeftData>>,
+    /// The blobs of layers whose readers nobody can answer any more.
+    lost: BTreeSet<Digest>,
     /// Whether incomplete layers may be the kernel's.
     lazily: Result<(), Reason>,
     /// There is one if they may, or if an earlier process left some.
@@ -128,6 +131,7 @@ impl Mounts {
             keeper,
             left: Mutex::default(),
             left_data: Mutex::default(),
+            lost: BTreeSet::new(),
             lazily,
             prefill: None,
         };
@@ -227,6 +231,11 @@ impl Mounts {
         self.left_ones().remove(&blob).unwrap_or_default()
     }
 
+    /// The blobs of layers that an earlier process served, by mounts that nobody kept.
+    pub const fn lost(&self) -> &BTreeSet<Digest> {
+        &self.lost
+    }
+
     /// Whether the kernel serves a layer of `blob` on an earlier process's behalf.
     pub fn kernel_left(&self, blob: Digest) -> bool {
         let left = self.left_ones();
@@ -295,7 +304,10 @@ impl Mounts {
             last = last.max(id);
             let found = match line.file_system.as_str() {
                 FILE_SYSTEM => Subject::parse(&line.source).and_then(|subject| {
-                    let (name, descriptor) = kept.fuse.remove(&id)?;
+                    let Some((name, descriptor)) = kept.fuse.remove(&id) else {
+                        self.lost.insert(subject.blob);
+                        return None;
+                    };
                     let kind = LeftKind::Fuse { subject, flags: name.flags, descriptor };
                     Some((subject.blob, kind))
                 }),
@@ -304,6 +316,9 @@ impl Mounts {
             };
             match found {
                 Some((blob, kind)) => {
+                    if matches!(kind, LeftKind::Lazy { file: None, .. }) {
+                        self.lost.insert(blob);
+                    }
                     self.left_ones().entry(blob).or_default().push(Left { id, kind });
                 }
                 None => unmount_dead(&line.mount_point)?,

@@ -74,7 +74,17 @@ pub fn create(records: &dyn Records, now: SystemTime, new: New) -> Result<Snapsh
     require_free(records, &name)?;
     let id = records.next_id()?;
     let labels = without_empty(labels);
-    Ok(Snapshot { id, name, parent, kind, created: now, updated: now, labels, layer })
+    Ok(Snapshot {
+        id,
+        name,
+        parent,
+        kind,
+        created: now,
+        updated: now,
+        labels,
+        layer,
+        lost: Vec::new(),
+    })
 }
 
 /// The active snapshot `key` as the committed snapshot `name`. Labels are replaced, not inherited;

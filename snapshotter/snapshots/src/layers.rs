@@ -2,6 +2,7 @@
 
 mod served;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -15,7 +16,8 @@ pub use served::Served;
 #[async_trait]
 pub trait LayerStore: Send + Sync + 'static {
     /// These are the layers that snapshots use, at the start: what an earlier process left of them is taken over.
-    fn resume(&self, used: Vec<Binding>);
+    /// Answers the blobs of those that can't be, as nobody kept their mounts.
+    fn resume(&self, used: Vec<Binding>) -> BTreeSet<Digest>;
 
     /// Starts making the layer servable, if nobody has. Returns at once.
     fn begin(&self, layer: &Binding);

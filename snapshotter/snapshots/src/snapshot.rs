@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use skimmer_proto::Digest;
 
 use crate::Binding;
 
@@ -35,12 +36,32 @@ pub struct Snapshot {
     /// The layer that this snapshot's content is; `None` for content in the snapshot's own folder.
     #[serde(default)]
     pub layer: Option<Binding>,
+    /// Blobs of layers that it was mounted on when nobody kept their mounts: whoever uses it since gets errors.
+    #[serde(default, with = "digests", skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Digest>,
 }
 
 impl Snapshot {
     /// The chain ID that the snapshot's label claims.
     pub fn reference(&self) -> Option<&str> {
         self.labels.get(REFERENCE_LABEL).map(String::as_str)
+    }
+}
+
+/// Digests in JSON: each is `sha256:<hex>`.
+mod digests {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use skimmer_proto::Digest;
+
+    pub fn serialize<S: Serializer>(digests: &[Digest], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(digests.iter().map(Digest::to_string))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Digest>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
     }
 }
 

@@ -14,6 +14,7 @@ mod begun;
 mod cover;
 mod create;
 mod list;
+mod lost;
 mod mapped;
 mod rebuild;
 #[cfg(test)]
@@ -133,7 +134,7 @@ impl Snapshotter {
             }
             ControlFlow::Continue(())
         })?;
-        layers.resume(used);
+        let lost = layers.resume(used);
         let metrics = Metrics::register(registry);
         let inner = Inner {
             config,
@@ -150,6 +151,7 @@ impl Snapshotter {
             covering: Mutex::new(()),
             discarded: Notify::new(),
         };
+        inner.note_lost(&lost)?;
         Ok((Self(Arc::new(inner)), rebuilt))
     }
 

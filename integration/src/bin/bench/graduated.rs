@@ -88,6 +88,9 @@ fn measure(
     let world = World::near(bench.scenario, image(&bench.scenario.path("blobs"))?)?;
     // Pulled through, so that every layer is complete when its container starts.
     let running = Running::start(&world)?;
+    if cold {
+        running.grow_cold()?;
+    }
     let program = program.replace("FILE", debian::LARGE_FILE);
     let sample = |way: Way| {
         if cold {

@@ -34,6 +34,7 @@ pub fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
     let image = debian::single_layer(&bench.scenario.path("blobs"))?;
     let world = World::near(bench.scenario, image)?;
     let running = Running::start(&world)?;
+    running.grow_cold()?;
     let program = PROGRAM.replace("FILE", debian::LARGE_FILE);
     alternate(bench, world.settings()?, |way| {
         drop_caches()?;

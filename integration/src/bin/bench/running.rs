@@ -1,9 +1,14 @@
 //! One image running twice at once, with both ways of holding its files.
 
+use std::time::Duration;
+
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::node::Node;
 use skimmer_integration::start::Way;
-use skimmer_integration::world::World;
+use skimmer_integration::world::{World, drop_caches};
+
+/// Longer than skimmerd takes to look at the page cache again.
+const NOTICES: Duration = Duration::from_secs(15);
 
 /// A node on which containers of the same image wait, one for each way.
 pub struct Running {
@@ -26,6 +31,13 @@ impl Running {
             )?;
         }
         Ok(Self { node })
+    }
+
+    /// Has memory forget what the pulls wrote, and gives skimmerd the time to notice: it then reads otherwise.
+    pub fn grow_cold(&self) -> anyhow::Result<()> {
+        drop_caches()?;
+        std::thread::sleep(NOTICES);
+        Ok(())
     }
 
     /// The numbers, separated by blanks, that a Python program prints in a container.

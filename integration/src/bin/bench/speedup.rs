@@ -43,9 +43,6 @@ const LAYERS: usize = 4;
 const LAYER_BYTES: usize = 6 << 20;
 const LAZY_BITS_PER_SECOND: u64 = 200_000_000;
 
-/// Pairs of runs: overlayfs takes as many times longer as there are nodes.
-const RUNS: u32 = 3;
-
 fn speedup(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
     let (scenario, mut salt) = (bench.scenario, 1_000);
     pairs(bench, BITS_PER_SECOND, |way| {
@@ -115,7 +112,7 @@ fn pairs(
     bits_per_second: u64,
     mut measure: impl FnMut(Way) -> anyhow::Result<(Duration, Calm)>,
 ) -> anyhow::Result<Pairs> {
-    let (runs, discarded) = undisturbed(bench.runs.min(RUNS), || {
+    let (runs, discarded) = undisturbed(bench.runs, || {
         let (mut pair, mut calm) = (Map::new(), Calm { idle: 1.0 });
         for way in [Way::Skimmer, Way::Overlayfs] {
             let (took, during) = measure(way)?;

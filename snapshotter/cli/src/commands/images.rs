@@ -1,5 +1,7 @@
 //! `images` and `status`.
 
+use std::collections::BTreeSet;
+
 use skimmer_proto::node::ImagesRequest;
 
 use crate::cli::{Global, Output};
@@ -88,6 +90,10 @@ pub fn layers(image: &ImageView) {
     table(&header, &rows);
     for layer in image.layers.iter().filter(|layer| !layer.error.is_empty()) {
         println!("{}: {}", short(&layer.digest), layer.error);
+    }
+    let lost: BTreeSet<&String> = image.layers.iter().flat_map(|layer| &layer.lost).collect();
+    for container in lost {
+        println!("{container}: nobody kept the mounts of its layers, start it anew");
     }
 }
 

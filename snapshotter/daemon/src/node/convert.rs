@@ -1,5 +1,7 @@
 //! Domain values to messages, errors to statuses. Nothing behind this module knows protobuf.
 
+use std::collections::BTreeMap;
+
 use skimmer_cache::{Blame, BlobKind, BlobRef, Class, Origin};
 use skimmer_index::codec::Compression;
 pub use skimmer_layers::error_chain as words;
@@ -125,9 +127,14 @@ pub fn progress(layers: &Layers, image: &Image, phase: &str) -> Progress {
     }
 }
 
-pub fn image(layers: &Layers, image: Image) -> node::Image {
+/// `lost`: snapshots whose mounts nobody kept, by the layer's blob.
+pub fn image(layers: &Layers, image: Image, lost: &BTreeMap<Digest, Vec<String>>) -> node::Image {
+    let described = |spec: &LayerSpec| node::Layer {
+        lost: lost.get(&spec.blob.digest).cloned().unwrap_or_default(),
+        ..layer(layers, spec)
+    };
     node::Image {
-        layers: image.layers.iter().map(|spec| layer(layers, spec)).collect(),
+        layers: image.layers.iter().map(described).collect(),
         namespace: image.namespace,
         name: image.name,
         digest: image.digest,
@@ -184,6 +191,8 @@ fn described(status: LayerStatus) -> node::Layer {
         fetched: Some(fetched),
         index_bytes: status.index_bytes,
         error: status.error.unwrap_or_default(),
+        // That is the snapshots' to tell.
+        lost: Vec::new(),
     }
 }
 

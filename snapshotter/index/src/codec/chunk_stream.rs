@@ -8,12 +8,8 @@ use super::zstd::Frames;
 use super::{Error, WINDOW_LEN};
 use crate::chunk::{Chunk, State};
 
-/// Bytes that go out at a time.
-const ROOM: usize = 128 << 10;
-
 pub(crate) struct ChunkStream {
     stream: Stream,
-    room: Box<[u8]>,
 }
 
 impl ChunkStream {
@@ -29,26 +25,27 @@ impl ChunkStream {
             }
             State::ZstdFrame => Stream::Zstd(Frames::new(at)?),
         };
-        Ok(Self { stream, room: vec![0; ROOM].into_boxed_slice() })
+        Ok(Self { stream })
     }
 
-    /// Decodes `input` until it is used up or `left` is zero.
+    /// Decodes `input` until it is used up or `left` is zero, by way of `room`.
     pub(crate) fn push(
         &mut self,
         mut input: &[u8],
+        room: &mut [u8],
         left: &mut u64,
         out: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Error> {
         let mut more = false;
         while !input.is_empty() || more {
-            let room_len = usize::try_from(*left).map_or(ROOM, |left| left.min(ROOM));
+            let room_len = usize::try_from(*left).map_or(room.len(), |left| left.min(room.len()));
             if room_len == 0 {
                 return Ok(());
             }
-            let step = self.stream.step(input, &mut self.room[..room_len], false)?;
+            let step = self.stream.step(input, &mut room[..room_len], false)?;
             input = &input[step.consumed..];
             *left -= step.produced as u64;
-            out(&self.room[..step.produced]);
+            out(&room[..step.produced]);
             // A full room may have left something inside the stream: that comes without input.
             more = step.produced == room_len;
         }

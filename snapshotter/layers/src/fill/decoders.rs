@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use skimmer_cache::Class;
+use tokio::sync::Notify;
 
 use crate::turns::{Place, Places, Share};
 
@@ -34,11 +35,16 @@ impl Decoders {
 }
 
 impl Turn {
-    /// Waits until a job for `class` may begin. `None`: it never may.
-    pub async fn take(&self, class: Class) -> Option<Place> {
-        match class {
-            Class::Background => self.background.take().await,
-            Class::Fault | Class::PullThrough => self.urgent.take().await,
+    /// Waits until a job for `class` may begin; one for the background needn't wait for its like once it is `urged`.
+    /// `None`: it never may.
+    pub async fn take(&self, class: Class, urged: &Notify) -> Option<Place> {
+        if class != Class::Background {
+            return self.urgent.take().await;
+        }
+        tokio::select! {
+            biased;
+            () = urged.notified() => self.urgent.take().await,
+            place = self.background.take() => place,
         }
     }
 }
@@ -56,37 +62,54 @@ mod tests {
 
     #[tokio::test]
     async fn a_layer_alone_keeps_the_processors_busy_and_another_waits_for_no_turn() {
+        let calm = Notify::new();
         for processors in 1..9 {
             let decoders = Decoders::new(processors);
             let (crowd, one) = (decoders.turn(), decoders.turn());
             let mut running = Vec::new();
             for _ in 0..processors {
-                running.push(crowd.take(Class::Fault).await.unwrap());
+                running.push(crowd.take(Class::Fault, &calm).await.unwrap());
             }
-            let mut waiting = Box::pin(crowd.take(Class::Fault));
+            let mut waiting = Box::pin(crowd.take(Class::Fault, &calm));
             assert!(poll!(&mut waiting).is_pending());
             if processors > 1 {
-                drop(one.take(Class::Fault).await.unwrap());
+                drop(one.take(Class::Fault, &calm).await.unwrap());
             }
             running.clear();
             drop(waiting.await.unwrap());
-            drop(one.take(Class::Background).await.unwrap());
+            drop(one.take(Class::Background, &calm).await.unwrap());
         }
     }
 
     #[tokio::test]
     async fn layers_that_wait_are_served_in_turn() {
-        let decoders = Decoders::new(1);
+        let (decoders, calm) = (Decoders::new(1), Notify::new());
         let (crowd, one) = (decoders.turn(), decoders.turn());
-        let running = crowd.take(Class::Fault).await.unwrap();
-        let mut many: Vec<_> = (0..100).map(|_| Box::pin(crowd.take(Class::Fault))).collect();
+        let running = crowd.take(Class::Fault, &calm).await.unwrap();
+        let mut many: Vec<_> =
+            (0..100).map(|_| Box::pin(crowd.take(Class::Fault, &calm))).collect();
         for waiting in &mut many {
             assert!(poll!(waiting).is_pending());
         }
-        let mut victim = Box::pin(one.take(Class::Fault));
+        let mut victim = Box::pin(one.take(Class::Fault, &calm));
         assert!(poll!(&mut victim).is_pending());
         drop(running);
         drop(many.remove(0).await.unwrap());
         drop(victim.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_reader_comes_to_wait_for_leaves_the_background() {
+        let (decoders, calm, urged) = (Decoders::new(1), Notify::new(), Notify::new());
+        let layer = decoders.turn();
+        let running = layer.take(Class::Background, &calm).await.unwrap();
+        let mut other = Box::pin(layer.take(Class::Background, &calm));
+        let mut waiting = Box::pin(layer.take(Class::Background, &urged));
+        assert!(poll!(&mut other).is_pending() && poll!(&mut waiting).is_pending());
+        urged.notify_one();
+        drop(waiting.await.unwrap());
+        assert!(poll!(&mut other).is_pending());
+        drop(running);
+        drop(other.await.unwrap());
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Chunks decoded ahead of a reader that reads on and on, at most.
-const AHEAD: usize = 4;
+pub const AHEAD: usize = 4;
 
 /// Chunks that a reader has to wait for one after the other before one more is decoded ahead. Most
 /// files end sooner: the chunks behind them are somebody else's.
@@ -26,6 +26,11 @@ impl Streak {
             self.chunks = run;
         }
         self.ahead()
+    }
+
+    /// The first of the chunks that are worth decoding ahead.
+    pub fn foreseen(&self) -> Option<usize> {
+        (self.ahead() > 0).then_some(self.chunks.end)
     }
 
     fn ahead(&self) -> usize {

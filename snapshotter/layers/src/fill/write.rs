@@ -8,40 +8,31 @@ use skimmer_index::erofs::Copy;
 
 use crate::sparse;
 
-/// Collects decoded bytes into large writes at consecutive offsets.
+/// How much is copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Writes decoded bytes at consecutive offsets.
 pub struct Writer<'a> {
     file: &'a File,
     at: u64,
-    buffer: Vec<u8>,
     /// The first failure; what comes after it is dropped.
     failed: Option<io::Error>,
 }
 
 impl<'a> Writer<'a> {
-    const BUFFER_BYTES: usize = 1 << 20;
-
-    pub fn new(file: &'a File, at: u64) -> Self {
-        Self { file, at, buffer: Vec::new(), failed: None }
+    pub const fn new(file: &'a File, at: u64) -> Self {
+        Self { file, at, failed: None }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= Self::BUFFER_BYTES {
-            self.write();
-        }
-    }
-
-    pub fn finish(mut self) -> io::Result<()> {
-        self.write();
-        self.failed.map_or(Ok(()), Err)
-    }
-
-    fn write(&mut self) {
         if self.failed.is_none() {
-            self.failed = sparse::write_all_at(self.file, &self.buffer, self.at).err();
+            self.failed = sparse::write_all_at(self.file, bytes, self.at).err();
         }
-        self.at += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.at += bytes.len() as u64;
+    }
+
+    pub fn finish(self) -> io::Result<()> {
+        self.failed.map_or(Ok(()), Err)
     }
 }
 
@@ -50,7 +41,7 @@ pub fn copy_within(file: &File, copy: Copy) -> io::Result<()> {
     let mut buffer = Vec::new();
     let (mut from, mut to, mut left) = (copy.from, copy.to, copy.len);
     while left > 0 {
-        let step = usize::try_from(left).unwrap_or(usize::MAX).min(Writer::BUFFER_BYTES);
+        let step = usize::try_from(left).unwrap_or(usize::MAX).min(COPY_BYTES);
         buffer.resize(step, 0);
         file.read_exact_at(&mut buffer, from)?;
         file.write_all_at(&buffer, to)?;

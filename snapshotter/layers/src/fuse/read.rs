@@ -14,7 +14,7 @@ use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
 use tokio::runtime::Handle;
 
 use super::answer::{Answer, Leaving};
-use super::buffers::Buffers;
+use crate::buffers::Buffers;
 use crate::turns::Share;
 
 /// How often what a reader has waited for may go again before it is read.

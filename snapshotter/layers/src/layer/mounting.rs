@@ -72,6 +72,16 @@ impl Layer {
         }
     }
 
+    /// Has the kernel read what it serves by itself from the disk, where that is better.
+    pub(crate) fn read_directly(&self) {
+        let mut core = self.core();
+        let Core { machine, open: Some(open), mount, former, .. } = &mut *core else { return };
+        if matches!(machine.state(), State::Local) {
+            let data = open.fill.data().file();
+            mount.iter_mut().chain(former).for_each(|mount| mount.read_directly(data));
+        }
+    }
+
     /// What of the layer outlives this process is its successor's from now on.
     pub(crate) fn leave(&self) {
         let mounts = self.core().take_mounts();

@@ -142,8 +142,16 @@ impl Layers {
     /// What decodes chunks of a layer that isn't open.
     fn idle_fill(&self, blob: Arc<Blob>, data: Arc<LayerData>, index: LayerIndex) -> Arc<Fill> {
         let shared = self.shared();
-        let (deadline, metrics) = (shared.config.deadline, Arc::clone(&shared.metrics));
-        Arc::new(Fill::new(blob, data, index, Proof::Pieces, deadline, &shared.decoders, metrics))
+        Arc::new(Fill::new(
+            blob,
+            data,
+            index,
+            Proof::Pieces,
+            shared.config.deadline,
+            &shared.decoders,
+            Arc::clone(&shared.buffers),
+            Arc::clone(&shared.metrics),
+        ))
     }
 
     /// Nobody uses the layer and its data is wrong, nobody knows where.

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use skimmer_keeper::Keeper;
 
+use super::direct;
 use super::lazy::Lazy;
 use super::left::Name;
 use super::read_ahead::Bdi;
@@ -30,12 +31,14 @@ pub struct Mount {
     path: PathBuf,
     server: Server,
     bdi: Bdi,
+    /// Whether the kernel has been told to read from the disk.
+    direct: bool,
     mounted: bool,
 }
 
 impl Mount {
     pub(super) const fn new(id: u64, path: PathBuf, server: Server) -> Self {
-        Self { id, path, server, bdi: Bdi::Device, mounted: true }
+        Self { id, path, server, bdi: Bdi::Device, direct: false, mounted: true }
     }
 
     /// The same, whose read-ahead is found by `bdi`.
@@ -70,6 +73,25 @@ impl Mount {
             Ok(true) => self.server = Server::Kernel,
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), error = error_chain(&error), "the kernel goes on asking for bytes that are there");
+            }
+        }
+    }
+
+    /// The kernel serves all of `data`: once most of that has left memory, has it read from the disk, past a second
+    /// copy in the page cache. Where it can't, reads are slower, but right, so that failing is not an error.
+    pub fn read_directly(&mut self, data: &File) {
+        if self.direct || !matches!(self.server, Server::Kernel) {
+            return;
+        }
+        match direct::suits(data) {
+            Ok(true) => {
+                self.direct = true;
+                let turned = direct::turn_on(&self.path);
+                tracing::debug!(path = %self.path.display(), ?turned, "read from the disk from now on");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "what is cached of a data file isn't known");
             }
         }
     }

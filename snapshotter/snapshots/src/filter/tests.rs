@@ -23,6 +23,7 @@ fn subject() -> Snapshot {
         updated: SystemTime::UNIX_EPOCH,
         labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         layer: None,
+        lost: Vec::new(),
     }
 }
 

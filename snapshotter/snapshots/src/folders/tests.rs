@@ -18,6 +18,7 @@ fn snapshot(id: u64, kind: Kind) -> Snapshot {
         updated: SystemTime::UNIX_EPOCH,
         labels: Labels::new(),
         layer: None,
+        lost: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,8 +40,9 @@ impl Served {
 
 #[async_trait]
 impl LayerStore for Served {
-    fn resume(&self, used: Vec<Binding>) {
+    fn resume(&self, used: Vec<Binding>) -> BTreeSet<Digest> {
         self.layers.resume(used.into_iter().map(Into::into));
+        self.layers.lost().clone()
     }
 
     fn begin(&self, layer: &Binding) {

@@ -22,6 +22,7 @@ fn snapshot(id: u64, name: &str, parent: &str) -> Snapshot {
         updated: time,
         labels: Labels::new(),
         layer: None,
+        lost: Vec::new(),
     }
 }
 

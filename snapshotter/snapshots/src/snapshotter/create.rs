@@ -67,7 +67,11 @@ impl Snapshotter {
             self.blocking(move |inner| Ok(chain::mountable(inner.records.as_ref(), &key)?)).await?;
         let lower = self.lower(&parents, self.0.config.deadline).await?;
         let (known, nearest) = (snapshot.clone(), lower.first().cloned());
-        self.blocking(move |inner| inner.complete(&known, nearest.as_ref())).await?;
+        let complete = move |inner: &Inner| {
+            inner.complete(&known, nearest.as_ref())?;
+            inner.forget_lost(&known)
+        };
+        self.blocking(complete).await?;
         self.mounted(&snapshot, Lower::Ready { folders: lower, parents }).await
     }
 

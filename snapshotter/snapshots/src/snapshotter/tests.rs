@@ -1,10 +1,11 @@
 //! The whole snapshotter on a real disk, with layers and content store in memory.
 
 mod covers;
+mod lost;
 mod mapped;
 mod rebuilt;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +32,7 @@ struct Layers {
     implicit: Mutex<BTreeMap<Digest, Vec<PathBuf>>>,
     begun: Mutex<Vec<Digest>>,
     released: Mutex<Vec<Digest>>,
+    lost: BTreeSet<Digest>,
 }
 
 #[derive(Clone, Copy)]
@@ -51,7 +53,9 @@ impl Layers {
 
 #[async_trait]
 impl LayerStore for Layers {
-    fn resume(&self, _: Vec<Binding>) {}
+    fn resume(&self, _: Vec<Binding>) -> BTreeSet<Digest> {
+        self.lost.clone()
+    }
 
     fn begin(&self, layer: &Binding) {
         let mut begun = self.begun.lock().unwrap();
@@ -112,7 +116,12 @@ impl Bench {
     }
 
     fn on(root: TempDir, records: Arc<dyn Records>) -> Self {
-        let layers = Layers { folder: root.path().join("m"), ..Layers::default() };
+        Self::without(BTreeSet::new(), root, records)
+    }
+
+    /// After a start that found the mounts of the layers of `lost` served by nobody.
+    fn without(lost: BTreeSet<Digest>, root: TempDir, records: Arc<dyn Records>) -> Self {
+        let layers = Layers { folder: root.path().join("m"), lost, ..Layers::default() };
         let (layers, shelf) = (Arc::new(layers), Arc::new(Shelf::default()));
         let config = Config {
             root: root.path().to_owned(),

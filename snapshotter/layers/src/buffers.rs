@@ -1,11 +1,12 @@
-//! A few read buffers shared by all mounts, so that hundreds of idle mounts hold none.
+//! A few buffers shared by all mounts and decoders, so that hundreds of idle mounts hold none, and busy ones have
+//! theirs faulted in once.
 
 use std::sync::{Mutex, PoisonError};
 
-use super::device::MAX_READ;
+use crate::fuse::device::MAX_READ;
 
-/// How many buffers are kept when nobody reads.
-const KEPT: usize = 4;
+/// How many buffers are kept when nobody needs one.
+const KEPT: usize = 6;
 
 /// Buffers of [`MAX_READ`] bytes.
 #[derive(Debug, Default)]
