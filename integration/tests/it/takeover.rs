@@ -161,7 +161,7 @@ fn containers_whose_mounts_died_with_daemon_and_holder_are_named() {
     scenario("takeover-both", |scenario| {
         let mut world = World::new(scenario, "both")?;
         let expected = md5sum(scenario, "both", LEN)?;
-        world.node.skimmerd.expect_log("start it anew");
+        world.node.skimmerd.expect_log("nobody kept the mounts of its layers");
         world.node.skimmerd.expect_log("nobody kept a mount");
         world.node.skimmerd.kill()?;
         world.node.skimmerd.kill_holder()?;
