@@ -3,16 +3,21 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skimmer_integration::command::wait_for;
+use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
+use skimmer_integration::image::Plan;
+use skimmer_integration::layer::Format;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::{Auth, Registry, write_docker_config};
 use skimmer_integration::scenario::scenario;
 use skimmer_integration::skimmerd;
+use skimmer_integration::world::drop_caches;
 
-use crate::fixtures::small;
+use crate::fixtures::{blobs, busybox, data, md5sum, small};
 use crate::indexes;
+
+const LEN: usize = 24 << 20;
 
 /// The image's layers as `skimmer status` reports them.
 fn layers(node: &Node, reference: &str) -> anyhow::Result<Vec<serde_json::Value>> {
@@ -47,6 +52,44 @@ fn lazy_layers_are_completed_in_the_background() {
             modes(&node, &reference).ok()?.iter().all(|mode| mode == "local").then_some(())
         })
         .with_context(|| format!("{:?}", layers(&node, &reference)))?;
+        node.containerd.remove_container("long")
+    });
+}
+
+#[test]
+fn what_memory_let_go_of_is_cached_once() {
+    scenario("direct", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let layers =
+            vec![busybox(scenario, Format::Gzip)?, data(scenario, "direct", LEN, Format::Gzip)?];
+        let image = Plan::new("life/direct", layers).build(&blobs(scenario))?;
+        let reference = registry.add(&image)?;
+        let node = Node::start(scenario, Version::V2)?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        node.containerd.start_image(&reference, "skimmer", "long", &["sleep", "100000"])?;
+        let sum = || node.containerd.exec("long", &["md5sum", "/data/direct"]);
+        let expected = md5sum(scenario, "direct", LEN)?;
+        // Just written: it is read from memory.
+        anyhow::ensure!(sum()?.trim() == expected.trim(), "other bytes");
+        // Earlier kernels crash of it, or can't.
+        if skimmer_layers::mount::reads_directly() {
+            let digest = image.layers[1].blob.digest.to_string();
+            let folder = digest.trim_start_matches("sha256:");
+            let file = node.skimmerd.root().join("cache/layers-v1").join(folder).join("data");
+            let cached = || -> anyhow::Result<usize> {
+                let said = command::run(
+                    "fincore",
+                    ["-b", "-n", "-o", "RES", &file.display().to_string()],
+                )?;
+                Ok(said.trim().parse()?)
+            };
+            wait_for("the kernel reads the data file directly", Duration::from_secs(30), || {
+                drop_caches().ok()?;
+                sum().ok()?;
+                (cached().ok()? < LEN / 4).then_some(())
+            })?;
+        }
+        anyhow::ensure!(sum()?.trim() == expected.trim(), "other bytes than before");
         node.containerd.remove_container("long")
     });
 }

@@ -129,7 +129,9 @@ impl Layers {
             shared.cache.peek_layer(left.blob).lend_data(left.file);
         }
         let owner = Arc::new(Owner { shared: Arc::new(shared) });
-        owner.shared.runtime.spawn(direct::run(Arc::downgrade(&owner)));
+        if mount::reads_directly() {
+            owner.shared.runtime.spawn(direct::run(Arc::downgrade(&owner)));
+        }
         Ok(Self { owner })
     }
 

@@ -36,6 +36,7 @@ use skimmer_proto::Digest;
 use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
+pub use direct::is_safe as reads_directly;
 use kernel::Kernel;
 pub use kernel::version;
 use lazy::LeftData;

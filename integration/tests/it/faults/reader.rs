@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use skimmer_integration::command;
 use skimmer_integration::ctr::Ctr;
+use skimmer_integration::skimmerd::MountMode;
 
 use super::images::Known;
 use super::load::COMMAND_LIMIT;
@@ -17,7 +18,8 @@ use super::load::COMMAND_LIMIT;
 pub enum Way {
     /// Through the page cache, which [`Reader::forget`] empties.
     Cached,
-    /// Past the page cache: every read is the file system's.
+    /// Past the page cache: every read is the file system's. EROFS over files, as the kernel's mounts are, knows no such
+    /// reads: they go through it there.
     Direct,
 }
 
@@ -43,10 +45,13 @@ while :; do
 done
 "#;
 
+const CACHED: &str = "busybox sha256sum <$path";
+
 impl Way {
     fn script(self) -> String {
         let read = match self {
-            Self::Cached => "busybox sha256sum <$path",
+            Self::Cached => CACHED,
+            Self::Direct if MountMode::of_this_run() == MountMode::Kernel => CACHED,
             Self::Direct => "dd if=$path bs=1M iflag=direct | busybox sha256sum",
         };
         SCRIPT.replace("READ", read)

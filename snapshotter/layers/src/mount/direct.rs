@@ -2,7 +2,8 @@
 //! the container's file and one as the data file's, and the first is copied from the second. With `directio`
 //! (Documentation/filesystems/erofs.rst) it reads from the disk into the first.
 //!
-//! Worth it only when the second is gone: what has just been written is better read from memory.
+//! Worth it only when the second is gone: what has just been written is better read from memory. And only with kernels
+//! that don't crash of it (CVE-2026-23224).
 
 use std::fs::File;
 use std::io;
@@ -11,6 +12,8 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use super::kernel;
 
 /// What reads are multiples of: EROFS has blocks of 512 bytes here, as the tar has.
 const BLOCK_BYTES: u32 = 512;
@@ -43,6 +46,23 @@ struct CacheStat {
 pub fn suits(file: &File) -> io::Result<bool> {
     let len = file.metadata()?.len();
     Ok(takes_blocks(file)? && is_mostly_gone(cached_pages(file)?, len))
+}
+
+/// Whether the running kernel does it safely.
+pub fn is_safe() -> bool {
+    nix::sys::utsname::uname().is_ok_and(|name| fixed(&name.release().to_string_lossy()))
+}
+
+/// Whether a kernel of this release has the fix: 7.0 and later, and what 6.18 and 6.19 were given.
+fn fixed(release: &str) -> bool {
+    let version = kernel::version(release);
+    let patch =
+        release.split(['.', '-']).nth(2).and_then(|patch| patch.parse::<u32>().ok()).unwrap_or(0);
+    match version {
+        (6, 18) => patch >= 11,
+        (6, 19) => patch >= 1,
+        version => version >= (7, 0),
+    }
 }
 
 /// Has the EROFS at `path`, which is mounted over files, read from the disk from now on.
@@ -81,6 +101,19 @@ mod tests {
     use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
     use super::*;
+
+    #[test]
+    fn kernels_that_crash_are_left_alone() {
+        for release in ["6.18.11", "6.18.44-fc-v669", "6.19.1", "7.0.0", "7.0.0-rc1", "8.1.2-arch1"]
+        {
+            assert!(fixed(release), "{release}");
+        }
+        for release in
+            ["6.13.2", "6.17.9-1-default", "6.18.0", "6.18.10-200.fc43", "6.18", "6.19.0-rc3", "?"]
+        {
+            assert!(!fixed(release), "{release}");
+        }
+    }
 
     #[test]
     fn half_of_the_file_decides() {
