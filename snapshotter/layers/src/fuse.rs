@@ -133,7 +133,7 @@ impl<C: Content> LayerFs<C> {
 
     /// Writes down what was taken, until the entry is dropped.
     fn record(&self, request: &Request, ino: INodeNo, operation: &Operation<'_>) -> Option<Entry> {
-        let recorder = self.recorder.get()?;
+        let recorder = self.met(request)?;
         let unique = request.unique().0;
         match request::Request::new(unique, ino.0, operation) {
             Some(request) => recorder.record(&request),
@@ -144,8 +144,15 @@ impl<C: Content> LayerFs<C> {
         }
     }
 
+    /// Who writes requests down, if somebody does. `request` lies where the kernel wrote it, in this thread's buffer.
+    fn met(&self, request: &Request) -> Option<&Recorder> {
+        let recorder = self.recorder.get()?;
+        recorder.meet(std::ptr::from_ref(request).cast());
+        Some(recorder)
+    }
+
     fn took(&self, request: &Request) {
-        if let Some(recorder) = self.recorder.get() {
+        if let Some(recorder) = self.met(request) {
             recorder.took(request.unique().0);
         }
     }

@@ -3,19 +3,26 @@
 //!
 //! Owns: a memfd of words of 8 bytes, which all mounts share. First [`MAGIC`] and the layout; then [`SEATS`] seats, one
 //! a mount, each the mount's id, zero if it is free, and the highest number of a request that was taken; then [`SLOTS`]
-//! slots, one a request, each the id of its mount, zero if it is free, and the [`Request`].
+//! slots, one a request, each the id of its mount, zero if it is free, and the [`Request`]; then [`PAGES`] labels, each
+//! the id of a mount, zero if it is free, and the number of the last request in the label's page that is written down;
+//! then those pages, in which the kernel writes (see [`buffer`]).
 //! Does not own: who keeps the memory (see [`crate::mount`]), what is done about the requests (see [`super::replay`]).
 //!
 //! Invariants:
 //! - The id in a slot is written last and cleared first: a request that is found is whole.
 //! - A request is in its slot until it has been answered, and may be a moment longer: the kernel refuses an answer to
 //!   what it has one to, and gives no number twice.
+//! - What is in a page and not written down yet was taken by a thread that was killed with it.
 //! - Whoever finds no slot goes without: that request is lost with the process, the others aren't.
 
+mod buffer;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +30,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::request::{MAX_BYTES, Request};
+use buffer::PAGE_BYTES;
 
 /// Changes with the layout, so that nobody takes another's for his own.
 pub const VERSION: u32 = 1;
@@ -38,10 +46,22 @@ const SEAT_WORDS: usize = 2;
 const SLOTS: usize = 4096;
 const SLOT_WORDS: usize = 1 + MAX_BYTES.div_ceil(WORD_BYTES);
 
+/// Threads that take requests, of all mounts.
+const PAGES: usize = 4096;
+const LABEL_WORDS: usize = 2;
+
 const WORD_BYTES: usize = size_of::<u64>();
 const FIRST_SEAT: usize = 2;
 const FIRST_SLOT: usize = FIRST_SEAT + SEATS * SEAT_WORDS;
-const WORDS: usize = FIRST_SLOT + SLOTS * SLOT_WORDS;
+const FIRST_LABEL: usize = FIRST_SLOT + SLOTS * SLOT_WORDS;
+const WORDS: usize = FIRST_LABEL + PAGES * LABEL_WORDS;
+const FIRST_PAGE: usize = (WORDS * WORD_BYTES).next_multiple_of(PAGE_BYTES);
+const BYTES: usize = FIRST_PAGE + PAGES * PAGE_BYTES;
+
+thread_local! {
+    /// Where this thread's buffer is, and which page it begins with.
+    static BUFFER: Cell<(usize, Option<usize>)> = const { Cell::new((0, None)) };
+}
 
 /// See the module's documentation.
 pub struct Journal {
@@ -56,6 +76,7 @@ pub struct Journal {
 struct Free {
     seats: Vec<usize>,
     slots: Vec<usize>,
+    pages: Vec<usize>,
 }
 
 /// Writes down the requests of one mount.
@@ -63,6 +84,8 @@ pub struct Recorder {
     journal: Arc<Journal>,
     mount: u64,
     seat: usize,
+    /// Those with which its threads' buffers begin.
+    pages: Mutex<Vec<usize>>,
 }
 
 /// A request that is written down until this is dropped.
@@ -85,7 +108,7 @@ pub type Left = BTreeMap<u64, Taken>;
 impl Journal {
     pub fn new() -> io::Result<Arc<Self>> {
         let file = File::from(memfd_create(c"skimmer-requests", MFdFlags::MFD_CLOEXEC)?);
-        file.set_len((WORDS * WORD_BYTES) as u64)?;
+        file.set_len(BYTES as u64)?;
         let journal = Self::open(file)?;
         journal.word(0).store(MAGIC, Ordering::Relaxed);
         journal.word(1).store(LAYOUT, Ordering::Relaxed);
@@ -104,11 +127,11 @@ impl Journal {
 
     fn open(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        if len != (WORDS * WORD_BYTES) as u64 {
+        if len != BYTES as u64 {
             return Err(io::Error::other(format!("a journal of {len} bytes")));
         }
         let map = MmapOptions::new().len(WORDS * WORD_BYTES).map_raw(&file)?;
-        let free = Free { seats: Vec::new(), slots: Vec::new() };
+        let free = Free { seats: Vec::new(), slots: Vec::new(), pages: Vec::new() };
         Ok(Self { file, map, free: Mutex::new(free), is_short: AtomicBool::new(false) })
     }
 
@@ -138,7 +161,55 @@ impl Journal {
                 },
             }
         }
+        for page in (0..PAGES).rev() {
+            match journal.label(page, 0).load(Ordering::Acquire) {
+                0 => journal.free().pages.push(page),
+                mount => {
+                    if let Some(found) = journal.rescue(page, mount) {
+                        left.entry(mount).or_default().requests.push(found);
+                    }
+                    journal.let_go(page);
+                }
+            }
+        }
         (journal, left)
+    }
+
+    /// Writes down what only the kernel has written.
+    fn rescue(self: &Arc<Self>, page: usize, mount: u64) -> Option<(Request, Entry)> {
+        let mut bytes = [0; PAGE_BYTES];
+        let at = FIRST_PAGE + page * PAGE_BYTES;
+        self.file.read_exact_at(&mut bytes, at as u64).ok()?;
+        let request = Request::parse(&bytes[buffer::BEGIN..])?;
+        let is_new = self.label(page, 1).load(Ordering::Relaxed) != request.unique();
+        let slot = if is_new { self.free().slots.pop() } else { None };
+        let entry = Entry { journal: Arc::clone(self), slot: slot? };
+        self.write(entry.slot, mount, &request);
+        Some((request, entry))
+    }
+
+    /// A page for the buffer of this thread, which takes requests of `mount`.
+    fn lend(&self, mount: u64, buffer: *const u8) -> Option<usize> {
+        let page = self.free().pages.pop()?;
+        let offset = FIRST_PAGE + page * PAGE_BYTES;
+        match buffer::lend(&self.file, offset as u64, buffer) {
+            Ok(()) => {
+                // Another mount may have had a request of the same number.
+                self.label(page, 1).store(0, Ordering::Relaxed);
+                self.label(page, 0).store(mount, Ordering::Release);
+                Some(page)
+            }
+            Err(error) => {
+                tracing::debug!(mount, %error, "a thread's last request may be lost with it");
+                self.let_go(page);
+                None
+            }
+        }
+    }
+
+    fn let_go(&self, page: usize) {
+        self.label(page, 0).store(0, Ordering::Release);
+        self.free().pages.push(page);
     }
 
     /// For the requests of `mount`; `None`: there are too many mounts.
@@ -154,7 +225,7 @@ impl Journal {
                 seat
             }
         };
-        Some(Recorder { journal: Arc::clone(self), mount, seat })
+        Some(Recorder { journal: Arc::clone(self), mount, seat, pages: Mutex::default() })
     }
 
     /// Nothing of `mount` has to be known any more.
@@ -194,6 +265,10 @@ impl Journal {
         self.word(FIRST_SLOT + slot * SLOT_WORDS + n)
     }
 
+    fn label(&self, page: usize, n: usize) -> &AtomicU64 {
+        self.word(FIRST_LABEL + page * LABEL_WORDS + n)
+    }
+
     #[expect(unsafe_code, reason = "the memory is shared with the next process")]
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at < WORDS, "word {at} of {WORDS}");
@@ -214,26 +289,47 @@ impl AsFd for Journal {
 }
 
 impl Recorder {
-    /// Request `unique` was taken, whether or not it is written down.
+    /// This thread takes its requests into `buffer`. To be called from within it, while the buffer is nobody else's.
+    pub fn meet(&self, buffer: *const u8) {
+        if BUFFER.get().0 != buffer.addr() {
+            let page = self.journal.lend(self.mount, buffer);
+            self.pages().extend(page);
+            BUFFER.set((buffer.addr(), page));
+        }
+    }
+
+    /// Request `unique` was taken by this thread, and nobody waits for an answer any more than for its entry.
     pub fn took(&self, unique: u64) {
         self.journal.seat(self.seat, 1).fetch_max(unique, Ordering::Relaxed);
+        if let (_, Some(page)) = BUFFER.get() {
+            self.journal.label(page, 1).store(unique, Ordering::Release);
+        }
     }
 
     /// Writes down `request`, if there is a slot for it.
     pub fn record(&self, request: &Request) -> Option<Entry> {
-        self.took(request.unique());
         let slot = self.journal.free().slots.pop();
         if slot.is_none() && !self.journal.is_short.swap(true, Ordering::Relaxed) {
             tracing::debug!(slots = SLOTS, "more requests wait than can be written down");
         }
-        let entry = Entry { journal: Arc::clone(&self.journal), slot: slot? };
-        self.journal.write(entry.slot, self.mount, request);
-        Some(entry)
+        let slot = slot.map(|slot| {
+            self.journal.write(slot, self.mount, request);
+            Entry { journal: Arc::clone(&self.journal), slot }
+        });
+        self.took(request.unique());
+        slot
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Recorder {
+    /// Its threads have ended, and their buffers with them.
     fn drop(&mut self) {
+        let pages = std::mem::take(&mut *self.pages());
+        pages.into_iter().for_each(|page| self.journal.let_go(page));
         self.journal.vacate(self.seat);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Reads, which may wait for bytes, are begun anew, and answered on the device whenever that is. All else is asked of
 //! the file system through a session of its own over a socket, by the request as it was written down; the answers are
-//! then the kernel's. What that process had taken and not written down yet, nobody knows any more: a thread that is
-//! killed while it waits for a request still takes the one that is there. Such requests fail with ESTALE, upon which the
-//! kernel looks names up once more, and asks again for pages that it has read ahead.
+//! then the kernel's. What that process had taken and is written down nowhere (the first request that a thread takes, or
+//! one for which there was no room) nobody knows any more: such requests fail with ESTALE, upon which the kernel looks
+//! names up once more, and asks again for pages that it has read ahead.
 //!
 //! Invariants:
 //! - It is over before the next process takes anything: what is found unanswered is an earlier one's.

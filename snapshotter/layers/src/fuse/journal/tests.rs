@@ -16,9 +16,15 @@ fn lookup(unique: u64, name: &[u8]) -> Request {
 /// As the next process finds it when the one that writes it dies now: what that one does later changes nothing.
 fn died(journal: &Journal) -> (Arc<Journal>, Left) {
     let copy = File::from(memfd_create(c"copy", MFdFlags::MFD_CLOEXEC).unwrap());
-    let mut bytes = vec![0; WORDS * WORD_BYTES];
-    journal.file.read_exact_at(&mut bytes, 0).unwrap();
-    copy.write_all_at(&bytes, 0).unwrap();
+    copy.set_len(BYTES as u64).unwrap();
+    let copy_of = |from: usize, len: usize| {
+        let mut bytes = vec![0; len];
+        journal.file.read_exact_at(&mut bytes, from as u64).unwrap();
+        copy.write_all_at(&bytes, from as u64).unwrap();
+    };
+    copy_of(0, WORDS * WORD_BYTES);
+    let used = |page: &usize| journal.label(*page, 0).load(Ordering::Relaxed) != 0;
+    (0..PAGES).filter(used).for_each(|n| copy_of(FIRST_PAGE + n * PAGE_BYTES, PAGE_BYTES));
     Journal::left(copy.into()).unwrap()
 }
 
@@ -105,6 +111,48 @@ fn many_threads_write_at_once() {
     let expected = kept.iter().map(|(n, _)| lookup(*n, &name(*n)).bytes().to_vec()).collect();
     assert_eq!(left(&journal), BTreeMap::from([(9, (2 * (4 * 3999 + 3), expected))]));
     drop((kept, shared));
+    assert!(left(&journal).is_empty());
+}
+
+#[test]
+fn what_the_kernel_wrote_is_found_until_it_is_written_down() {
+    crate::fuse::device::bound_idle_memory();
+    let journal = Journal::new().unwrap();
+    let recorder = journal.recorder(5).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // As long as fuser's: it is a mapping of its own.
+            let mut buffer = vec![0u8; 16 << 20];
+            let mut take = |request: &Request| {
+                buffer[..request.bytes().len()].copy_from_slice(request.bytes());
+                buffer.as_ptr()
+            };
+            let (first, second) = (lookup(2, b"first"), lookup(4, b"second"));
+            recorder.meet(take(&first));
+            assert_eq!(left(&journal)[&5].1, BTreeSet::from([first.bytes().to_vec()]));
+            let entry = recorder.record(&first);
+            assert_eq!(left(&journal)[&5].1, BTreeSet::from([first.bytes().to_vec()]));
+            recorder.meet(take(&second));
+            let both = [&first, &second].map(|request| request.bytes().to_vec());
+            assert_eq!(left(&journal)[&5].1, BTreeSet::from(both));
+            drop(entry);
+            drop(recorder.record(&second));
+            assert!(left(&journal)[&5].1.is_empty());
+            // Nobody would wait for an answer to this.
+            recorder.meet(take(&lookup(6, b"third")));
+            recorder.took(6);
+            assert!(left(&journal)[&5].1.is_empty());
+            recorder.meet(take(&lookup(8, b"fourth")));
+            // The next process has it in a slot by now.
+            let (next, found) = died(&journal);
+            assert_eq!(next.free().pages.len(), PAGES);
+            assert_eq!(left(&next)[&5].1.len(), 1);
+            drop(found);
+            assert!(left(&next)[&5].1.is_empty());
+        });
+    });
+    drop(recorder);
+    assert_eq!(journal.free().pages.len(), PAGES);
     assert!(left(&journal).is_empty());
 }
 
@@ -201,5 +249,6 @@ proptest! {
         let (next, left) = died(&journal);
         drop(left);
         prop_assert_eq!(next.free().slots.len(), SLOTS);
+        prop_assert_eq!(next.free().pages.len(), PAGES);
     }
 }
