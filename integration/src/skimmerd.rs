@@ -50,6 +50,8 @@ pub struct Setup {
     pub holder: bool,
     /// Who serves its mounts, if that isn't left to the whole run of tests (`SKIMMER_TEST_MOUNT_MODE`).
     pub mounts: Option<MountMode>,
+    /// Whether the kernel may be asked to send again what a dead daemon left unanswered.
+    pub resend: bool,
 }
 
 /// CRI's image service.
@@ -144,6 +146,7 @@ impl Default for Setup {
             memory: None,
             holder: false,
             mounts: None,
+            resend: true,
         }
     }
 }
@@ -420,11 +423,13 @@ fn configuration(folder: &Path, hosts: &Path, containerd: &Path, setup: &Setup) 
          [index]\nmin_layer_bytes = {min_layer}\ntrust_toc = {trust_toc}\n\
          [fetch]\ndeadline = '{deadline}'\n\
          [mount]\nmode = '{mode}'\nkeeper = '{keeper}'\nholder_address = '{base}/hold.sock'\n\
+         [fuse]\nresend = {resend}\n\
          [background]\nenabled = {background}\ndelay = '{delay}'\n\
          [metrics]\naddress = '{metrics}'\n\
          [log]\nlevel = '{level}'\nformat = 'json'\n",
         mode = setup.mount_mode().name(),
         keeper = if setup.has_holder() { "holder" } else { "none" },
+        resend = setup.resend,
         prepare_wait = seconds(setup.prepare_wait),
         containerd = containerd.display(),
         hosts = hosts.display(),

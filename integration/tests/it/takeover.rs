@@ -34,6 +34,11 @@ const READER: &str = "reader";
 impl World {
     /// The image is lazily mounted and nothing of its file has been read.
     fn new(scenario: &Scenario, name: &str) -> anyhow::Result<Self> {
+        Self::with(scenario, name, true)
+    }
+
+    /// The same, on a kernel that sends again what is unanswered, or on one that doesn't.
+    fn with(scenario: &Scenario, name: &str, resend: bool) -> anyhow::Result<Self> {
         let registry = Registry::start(scenario)?;
         let layers =
             vec![busybox(scenario, Format::Gzip)?, data(scenario, name, LEN, Format::Gzip)?];
@@ -42,6 +47,7 @@ impl World {
         let skimmerd = skimmerd::Setup {
             holder: true,
             deadline: Duration::from_secs(60),
+            resend,
             ..skimmerd::Setup::default()
         };
         let setup = Setup { skimmerd, ..Setup::default() };
@@ -82,9 +88,18 @@ fn readers_wait_for_the_next_daemon() {
 
 #[test]
 fn what_was_in_flight_is_answered_by_the_next_daemon() {
-    scenario("takeover-flight", |scenario| {
-        let mut world = World::new(scenario, "flight")?;
-        let expected = md5sum(scenario, "flight", LEN)?;
+    in_flight("flight", true);
+}
+
+#[test]
+fn what_was_in_flight_is_answered_where_the_kernel_does_not_send_it_again() {
+    in_flight("recorded", false);
+}
+
+fn in_flight(name: &'static str, resend: bool) {
+    scenario(&format!("takeover-{name}"), |scenario| {
+        let mut world = World::with(scenario, name, resend)?;
+        let expected = md5sum(scenario, name, LEN)?;
         world.registry.stop()?;
         let mut reader = world.node.containerd.ctr()?;
         reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
@@ -240,6 +255,81 @@ fn the_kernel_serves_nothing_incomplete_where_nobody_keeps_its_descriptors() {
         }
         std::fs::write(&config, text)?;
         node.skimmerd.run()
+    });
+}
+
+#[test]
+fn what_is_in_flight_stays_recorded_through_many_deaths() {
+    scenario("takeover-stays", |scenario| {
+        let mut world = World::with(scenario, "stays", false)?;
+        let expected = md5sum(scenario, "stays", LEN)?;
+        world.registry.stop()?;
+        let mut reader = world.node.containerd.ctr()?;
+        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
+        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        thread::sleep(Duration::from_secs(2));
+        // None of them gets at the bytes, whether it is killed or goes by itself.
+        for deaths in 1..=4 {
+            if deaths % 2 == 0 {
+                world.node.skimmerd.terminate()?;
+            } else {
+                world.node.skimmerd.kill()?;
+            }
+            world.node.skimmerd.run()?;
+            wait_for("what was left is begun anew", PATIENCE, || {
+                let log = world.node.skimmerd.log();
+                (log.matches("what an earlier process began").count() >= deaths).then_some(())
+            })?;
+            anyhow::ensure!(!waiting.is_finished(), "nobody could have answered it");
+        }
+        world.node.skimmerd.kill()?;
+        world.registry.resume()?;
+        world.node.skimmerd.run()?;
+        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        world.node.containerd.remove_container(READER)
+    });
+}
+
+#[test]
+fn nobody_hangs_who_looks_names_up_while_daemons_die() {
+    scenario("takeover-names", |scenario| {
+        let mut world = World::with(scenario, "names", false)?;
+        let expected = md5sum(scenario, "names", LEN)?;
+        // A name that nobody has looked up is asked of every layer.
+        let looks = format!(
+            "i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); \
+             [ -e /data/no-$i ] && echo found $i; [ -e {} ] || echo lost $i; done; echo end $i",
+            world.file
+        );
+        // Another block of the file every time.
+        let reads = format!(
+            "for i in $(seq 96); do dd bs=256k count=1 2>/dev/null; sleep 0.2; done < {} | md5sum",
+            world.file
+        );
+        let start = |id: &str, script: &str| -> anyhow::Result<_> {
+            let mut exec = world.node.containerd.ctr()?;
+            exec.args(["task", "exec", "--exec-id", id, READER, "sh", "-c", script]);
+            Ok(thread::spawn(move || command::output_of(&mut exec, PATIENCE)))
+        };
+        let (looking, reading) = (start("looks", &looks)?, start("reads", &reads)?);
+        for round in 0..24u64 {
+            thread::sleep(Duration::from_millis(200 + 37 * (round % 7)));
+            world.node.skimmerd.kill()?;
+            world.node.skimmerd.run()?;
+        }
+        world.node.containerd.exec(READER, &["sh", "-c", "echo >/tmp/stop"])?;
+        let joined = |thread: thread::JoinHandle<_>| {
+            thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?
+        };
+        let said: String = joined(looking)?;
+        let looked: Option<u64> =
+            said.trim().strip_prefix("end ").and_then(|count| count.parse().ok());
+        anyhow::ensure!(looked.is_some_and(|count| count > 10_000), "{said:?}");
+        let sum = |said: &str| said.split(' ').next().unwrap_or_default().to_owned();
+        let said = joined(reading)?;
+        anyhow::ensure!(sum(&said) == sum(&expected), "{said:?} instead of {expected:?}");
+        world.node.containerd.remove_container(READER)
     });
 }
 

@@ -214,6 +214,7 @@ fn layers(
             lazy_read_ahead_kib: config.fuse.lazy_read_ahead_kib,
             max_background: config.fuse.max_background,
             max_waiting: config.fuse.max_faults,
+            resend: config.fuse.resend,
         },
         mode: match config.mount.mode {
             MountMode::Auto => skimmer_layers::MountMode::Auto,

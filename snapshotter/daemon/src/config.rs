@@ -202,6 +202,8 @@ pub struct Fuse {
     pub lazy_read_ahead_kib: u32,
     /// Reads that may wait for bytes at once, over all mounts.
     pub max_faults: usize,
+    /// Whether the kernel may be asked to send again what a dead process left unanswered.
+    pub resend: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,6 +334,7 @@ impl Default for Fuse {
             read_ahead_kib: 1024,
             lazy_read_ahead_kib: 128,
             max_faults: 256,
+            resend: true,
         }
     }
 }

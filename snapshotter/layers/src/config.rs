@@ -73,6 +73,9 @@ pub struct FuseConfig {
     pub max_background: u16,
     /// Reads that wait for bytes at once, over all mounts (see [`crate::turns`]); more wait their turn.
     pub max_waiting: usize,
+    /// Whether the kernel is asked, if it can (Linux 6.9), to send again what a dead process left unanswered; else it is
+    /// written down (see [`crate::fuse::journal`]). A mount stays with what it began with.
+    pub resend: bool,
 }
 
 impl Default for FuseConfig {
@@ -83,6 +86,7 @@ impl Default for FuseConfig {
             lazy_read_ahead_kib: 128,
             max_background: 64,
             max_waiting: 256,
+            resend: true,
         }
     }
 }

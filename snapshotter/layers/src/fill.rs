@@ -33,7 +33,6 @@ use skimmer_proto::Digest;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::buffers::Buffers;
 use crate::metrics::Metrics;
 pub use decoders::Decoders;
 use decoders::Turn;
@@ -138,7 +137,6 @@ pub struct Fill {
     proof: Proof,
     deadline: Duration,
     turn: Turn,
-    buffers: Arc<Buffers>,
     metrics: Arc<Metrics>,
     runtime: Handle,
     jobs: Mutex<BTreeMap<usize, Job>>,
@@ -158,7 +156,6 @@ impl Fill {
         proof: Proof,
         deadline: Duration,
         decoders: &Decoders,
-        buffers: Arc<Buffers>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -168,7 +165,6 @@ impl Fill {
             proof,
             deadline,
             turn: decoders.turn(),
-            buffers,
             metrics,
             runtime: Handle::current(),
             jobs: Mutex::default(),
@@ -463,7 +459,7 @@ impl Fill {
             }
             out(bytes);
         };
-        self.buffers.with(STEP_BYTES + ROOM_BYTES, |buffer| {
+        self.turn.buffers.with(STEP_BYTES + ROOM_BYTES, |buffer| {
             let (compressed, room) = buffer.split_at_mut(STEP_BYTES);
             let mut at = span.blob.start;
             while at < span.blob.end {

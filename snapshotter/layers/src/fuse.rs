@@ -8,18 +8,23 @@
 //! - A thread that takes requests from the kernel never waits for bytes: a read that needs them is
 //!   answered from the runtime.
 //! - Opens are stateless: a successor of this process answers for handles that it never saw.
+//! - What is taken from a kernel that wouldn't ask another process again is written down until it is answered.
 //! - A layer never changes, so the kernel is told to remember every answer for good.
 
 pub mod answer;
 pub mod attr;
 pub mod device;
+pub mod journal;
 pub mod read;
+pub mod replay;
+pub mod request;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -31,8 +36,11 @@ use fuser::{
 use skimmer_index::erofs::{FileKind, Inode, Inodes};
 
 use crate::config::FuseConfig;
+use answer::{Answer, To};
 use attr::Numbers;
+use journal::{Entry, Recorder};
 pub use read::{Content, Reader};
+use request::Operation;
 
 /// How long the kernel may keep an answer: in effect for ever.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -44,7 +52,7 @@ const BLOCK_BYTES: u32 = 4096;
 const NAME_BYTES: u32 = 255;
 
 /// What the kernel is asked for, where it offers it.
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -52,7 +60,6 @@ const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_NO_OPEN_SUPPORT,
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-    InitFlags::FUSE_HAS_RESEND,
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
@@ -65,7 +72,10 @@ pub struct LayerFs<C: Content> {
     xattrs: bool,
     /// Whether the kernel does without open and opendir requests if told so.
     skips_open: bool,
+    /// Whether the kernel may be asked to send again what a dead process left unanswered.
+    resend: bool,
     agreed: Arc<AtomicU64>,
+    recorder: Arc<OnceLock<Recorder>>,
 }
 
 impl<C: Content> LayerFs<C> {
@@ -76,7 +86,9 @@ impl<C: Content> LayerFs<C> {
             max_background: config.max_background.max(1),
             xattrs: inodes.any_xattrs(),
             skips_open: false,
+            resend: config.resend,
             agreed: Arc::default(),
+            recorder: Arc::default(),
             reader,
         }
     }
@@ -84,6 +96,64 @@ impl<C: Content> LayerFs<C> {
     /// The bits of [`InitFlags`] that this file system asked for and got, once the kernel has greeted it.
     pub fn agreed(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.agreed)
+    }
+
+    /// Where to put what writes down its requests, if they are to be written down.
+    pub fn recorder(&self) -> Arc<OnceLock<Recorder>> {
+        Arc::clone(&self.recorder)
+    }
+
+    /// Another that answers alike, and writes nothing down.
+    fn twin(&self) -> Self {
+        Self {
+            reader: Arc::clone(&self.reader),
+            agreed: Arc::default(),
+            recorder: Arc::default(),
+            ..*self
+        }
+    }
+
+    /// Answers a read that an earlier process took on `device`.
+    fn read_again(&self, request: &request::Request, device: Arc<OwnedFd>, entry: Entry) {
+        let Some((offset, size)) = request.read() else { return };
+        let answer = self.reader.owed(To::Device(device, request.unique()), Some(entry));
+        self.answer_read(INodeNo(request.node()), offset, size, answer);
+    }
+
+    fn answer_read(&self, ino: INodeNo, offset: u64, size: u32, answer: Answer) {
+        match self.inode(ino) {
+            Ok(inode) if inode.kind == FileKind::File => {
+                self.reader.read(&inode, offset, size, answer)
+            }
+            Ok(_) => answer.error(Errno::EISDIR),
+            Err(errno) => answer.error(errno),
+        }
+    }
+
+    /// Writes down what was taken, until the entry is dropped.
+    fn record(&self, request: &Request, ino: INodeNo, operation: &Operation<'_>) -> Option<Entry> {
+        let recorder = self.met(request)?;
+        let unique = request.unique().0;
+        match request::Request::new(unique, ino.0, operation) {
+            Some(request) => recorder.record(&request),
+            None => {
+                recorder.took(unique);
+                None
+            }
+        }
+    }
+
+    /// Who writes requests down, if somebody does. `request` lies where the kernel wrote it, in this thread's buffer.
+    fn met(&self, request: &Request) -> Option<&Recorder> {
+        let recorder = self.recorder.get()?;
+        recorder.meet(std::ptr::from_ref(request).cast());
+        Some(recorder)
+    }
+
+    fn took(&self, request: &Request) {
+        if let Some(recorder) = self.met(request) {
+            recorder.took(request.unique().0);
+        }
     }
 
     fn inodes(&self) -> &Inodes<C::Bytes> {
@@ -112,7 +182,8 @@ impl<C: Content> LayerFs<C> {
 impl<C: Content> Filesystem for LayerFs<C> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let acl = self.xattrs.then_some(InitFlags::FUSE_POSIX_ACL);
-        let wanted = WANTED.into_iter().chain(acl).collect::<InitFlags>();
+        let resend = self.resend.then_some(InitFlags::FUSE_HAS_RESEND);
+        let wanted = WANTED.into_iter().chain(acl).chain(resend).collect::<InitFlags>();
         // A kernel that lacks one works without.
         let agreed = wanted & config.capabilities();
         let _ = config.add_capabilities(agreed);
@@ -125,7 +196,8 @@ impl<C: Content> Filesystem for LayerFs<C> {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _taken = self.record(request, parent, &Operation::Lookup { name: name.as_bytes() });
         let inodes = self.inodes();
         let found = inodes.lookup(self.numbers.nid(parent), name.as_bytes());
         match found.and_then(|nid| inodes.inode(nid)) {
@@ -135,31 +207,35 @@ impl<C: Content> Filesystem for LayerFs<C> {
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _taken = self.record(request, ino, &Operation::GetAttr);
         match self.inode(ino) {
             Ok(inode) => reply.attr(&FOREVER, &self.attributes(&inode)),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _taken = self.record(request, ino, &Operation::ReadLink);
         match self.inodes().symlink(self.numbers.nid(ino)) {
             Some(target) => reply.data(target),
             None => reply.error(Errno::EINVAL),
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _taken = self.record(request, ino, &Operation::Open);
         self.opened(reply);
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _taken = self.record(request, ino, &Operation::OpenDir);
         self.opened(reply);
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -168,23 +244,19 @@ impl<C: Content> Filesystem for LayerFs<C> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.inode(ino) {
-            Ok(inode) if inode.kind == FileKind::File => {
-                self.reader.read(&inode, offset, size, reply)
-            }
-            Ok(_) => reply.error(Errno::EISDIR),
-            Err(errno) => reply.error(errno),
-        }
+        let taken = self.record(request, ino, &Operation::Read { offset, size });
+        self.answer_read(ino, offset, size, self.reader.owed(To::Session(reply), taken));
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _taken = self.record(request, ino, &Operation::ReadDir { offset });
         for entry in self.inodes().entries(self.numbers.nid(ino), offset) {
             let number = self.numbers.number(entry.nid);
             let name = OsStr::from_bytes(entry.name);
@@ -197,12 +269,13 @@ impl<C: Content> Filesystem for LayerFs<C> {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _taken = self.record(request, ino, &Operation::ReadDirPlus { offset });
         for entry in self.inodes().entries(self.numbers.nid(ino), offset) {
             let Some(inode) = self.inodes().inode(entry.nid) else {
                 return reply.error(Errno::EIO);
@@ -217,13 +290,23 @@ impl<C: Content> Filesystem for LayerFs<C> {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _taken = self.record(request, ino, &Operation::StatFs);
         let blocks = self.reader.content().data_len().div_ceil(u64::from(BLOCK_BYTES));
         let files = self.inodes().inode_count();
         reply.statfs(blocks, 0, 0, files, 0, BLOCK_BYTES, NAME_BYTES, BLOCK_BYTES);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let taken = Operation::GetXattr { name: name.as_bytes(), size };
+        let _taken = self.record(request, ino, &taken);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -233,7 +316,8 @@ impl<C: Content> Filesystem for LayerFs<C> {
         }
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _taken = self.record(request, ino, &Operation::ListXattr { size });
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -246,28 +330,73 @@ impl<C: Content> Filesystem for LayerFs<C> {
         sized(&names, size, reply);
     }
 
+    fn release(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _taken = self.record(request, ino, &Operation::Release);
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let _taken = self.record(request, ino, &Operation::ReleaseDir);
+        reply.ok();
+    }
+
     // What follows is refused in the way that makes the kernel do it by itself, or stop asking.
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let _taken = self.record(request, ino, &Operation::Flush);
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _taken = self.record(request, ino, &Operation::FSync);
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _taken = self.record(request, ino, &Operation::FSyncDir);
         reply.error(Errno::ENOSYS);
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: i64,
+        _: i32,
+        reply: ReplyLseek,
+    ) {
+        let _taken = self.record(request, ino, &Operation::LSeek);
         reply.error(Errno::ENOSYS);
     }
 
     fn ioctl(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
         _: u32,
@@ -275,20 +404,28 @@ impl<C: Content> Filesystem for LayerFs<C> {
         _: u32,
         reply: ReplyIoctl,
     ) {
+        let _taken = self.record(request, ino, &Operation::IoCtl);
         reply.error(Errno::ENOTTY);
     }
 
     fn poll(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         _: FileHandle,
         _: PollNotifier,
         _: PollEvents,
         _: PollFlags,
         reply: ReplyPoll,
     ) {
+        let _taken = self.record(request, ino, &Operation::Poll);
         reply.error(Errno::ENOSYS);
+    }
+
+    // What the kernel wants no answer to has a number too.
+
+    fn forget(&self, request: &Request, _: INodeNo, _: u64) {
+        self.took(request);
     }
 }
 

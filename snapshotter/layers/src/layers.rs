@@ -105,13 +105,14 @@ impl Layers {
     ) -> Result<Self, mount::Error> {
         bound_idle_memory();
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let buffers = Arc::<Buffers>::default();
         let shared = Shared {
             mounts: Mounts::open(&config.mounts, config.mode, keeping)?,
             metrics: Arc::new(Metrics::new(registry)),
             runtime: Handle::current(),
-            buffers: Arc::default(),
+            decoders: Decoders::new(processors, Arc::clone(&buffers)),
+            buffers,
             leaving: Leaving::default(),
-            decoders: Decoders::new(processors),
             places: Places::new(config.fuse.max_waiting),
             pulls: Pulls::new(config.pulls),
             background: Arc::new(Semaphore::new(BACKGROUND_LAYERS)),

@@ -19,6 +19,7 @@ mod left;
 mod mounted;
 pub mod prefill;
 mod read_ahead;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,6 +48,7 @@ pub use mounted::Mount;
 use mounted::Server;
 use prefill::{FileId, LeftPrefill, Prefill};
 use read_ahead::Bdi;
+use requests::Requests;
 
 /// A failed operation on the directory of mounts or on one mount.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,7 @@ pub struct Mounts {
     lazily: Result<(), Reason>,
     /// There is one if they may, or if an earlier process left some.
     prefill: Option<Arc<Prefill>>,
+    requests: Requests,
 }
 
 /// A mount that an earlier process left, of a layer of a known blob.
@@ -126,9 +129,10 @@ impl Mounts {
         let lazily = lazy::may(mode, &kernel, keeper.as_ref().map(|keeper| keeper.lasts()), &root);
         let lazily = lazy::insist(mode, lazily)?;
         let mut mounts = Self {
-            root,
             next: AtomicU64::new(1),
             kernel,
+            requests: Requests::new(&root, keeper.clone()),
+            root,
             keeper,
             left: Mutex::default(),
             left_data: Mutex::default(),
@@ -165,13 +169,15 @@ impl Mounts {
         config: &FuseConfig,
     ) -> Result<Mount, Error> {
         let path = self.point(id)?;
-        let agreed = file_system.agreed();
+        let (agreed, recorder) = (file_system.agreed(), file_system.recorder());
+        let flags = || InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
+        let greeted = || self.requests.record(id, flags(), &recorder);
         let served = Device::mount(&path, &subject.source())
-            .and_then(|device| device.serve(file_system, config).map(|_thread| device));
+            .and_then(|device| device.serve(file_system, config, greeted).map(|_thread| device));
         match served {
             Ok(device) => {
                 Bdi::Device.set_read_ahead(&path, config.lazy_read_ahead_kib);
-                let flags = InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
+                let flags = flags();
                 let name = self.name(id, flags);
                 self.keep(&name, &device);
                 Ok(self.mount(id, self.fuse_server(name)))
@@ -208,6 +214,7 @@ impl Mounts {
         config: &FuseConfig,
     ) -> Result<Mount, Error> {
         let device = Device::left(descriptor);
+        self.requests.resume(id, &device, &file_system, flags);
         let served = device.resume(file_system, flags, config);
         let _thread = served.map_err(|source| Error::Serve { path: self.path(id), source })?;
         Ok(self.mount(id, self.fuse_server(self.name(id, flags))))
@@ -246,6 +253,7 @@ impl Mounts {
 
     /// Unmounts what was left and isn't wanted; readers that still wait are told.
     pub fn discard(&self, left: Left) {
+        self.requests.forget(left.id);
         let server = match &left.kind {
             LeftKind::Kernel => Server::Kernel,
             LeftKind::Fuse { flags, .. } => self.fuse_server(self.name(left.id, *flags)),
@@ -296,6 +304,7 @@ impl Mounts {
     /// Sorts out what is mounted in the directory and whose descriptors were kept.
     fn look_back(&mut self, kept: Vec<Kept>) -> Result<(), Error> {
         let mut kept = self.sort(kept);
+        self.requests.find(kept.requests.take());
         let prefill = self.open_prefill(std::mem::take(&mut kept.prefill));
         let events = prefill.map_err(|source| Error::Prefill { source })?;
         let mut last = 0;
@@ -325,6 +334,10 @@ impl Mounts {
                 None => unmount_dead(&line.mount_point)?,
             }
         }
+        let is_fuse = |left: &&Left| matches!(left.kind, LeftKind::Fuse { .. });
+        let served: BTreeSet<u64> =
+            self.left_ones().values().flatten().filter(is_fuse).map(|left| left.id).collect();
+        self.requests.retain(|id| served.contains(&id));
         for (name, _fd) in kept.fuse.into_values() {
             last = last.max(name.id);
             self.release(&name);
@@ -365,6 +378,8 @@ impl Mounts {
                 sorted.prefill.group = Some(fd);
             } else if name == journal {
                 sorted.prefill.journal = Some(fd);
+            } else if name == self.requests.name() {
+                sorted.requests = Some(fd);
             } else if let Some(name) = DataName::parse(&name).filter(|name| name.place == place) {
                 sorted.data.insert(name.id, (name, fd));
             } else if let Some(name) = Name::parse(&name).filter(|name| name.place == place) {
@@ -395,6 +410,7 @@ struct KeptHere {
     fuse: BTreeMap<u64, (Name, OwnedFd)>,
     data: BTreeMap<u64, (DataName, OwnedFd)>,
     prefill: LeftPrefill,
+    requests: Option<OwnedFd>,
 }
 
 fn release(keeper: &dyn Keeper, name: &Name) {

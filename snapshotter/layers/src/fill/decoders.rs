@@ -5,6 +5,7 @@ use std::sync::Arc;
 use skimmer_cache::Class;
 use tokio::sync::Notify;
 
+use crate::buffers::Buffers;
 use crate::turns::{Place, Places, Share};
 
 /// As many jobs as keep the processors busy.
@@ -14,6 +15,7 @@ pub struct Decoders {
     urgent: Arc<Places>,
     /// Nobody waits: leaves room for those who do.
     background: Arc<Places>,
+    buffers: Arc<Buffers>,
 }
 
 /// What one layer has of them.
@@ -21,16 +23,20 @@ pub struct Decoders {
 pub struct Turn {
     urgent: Share,
     background: Share,
+    /// For what is decoded.
+    pub buffers: Arc<Buffers>,
 }
 
 impl Decoders {
-    pub fn new(processors: usize) -> Self {
-        Self { urgent: places(processors.max(1)), background: places((processors / 2).max(1)) }
+    pub fn new(processors: usize, buffers: Arc<Buffers>) -> Self {
+        let (urgent, background) = (places(processors.max(1)), places((processors / 2).max(1)));
+        Self { urgent, background, buffers }
     }
 
     /// For another layer.
     pub fn turn(&self) -> Turn {
-        Turn { urgent: self.urgent.share(), background: self.background.share() }
+        let (urgent, background) = (self.urgent.share(), self.background.share());
+        Turn { urgent, background, buffers: Arc::clone(&self.buffers) }
     }
 }
 
@@ -64,7 +70,7 @@ mod tests {
     async fn a_layer_alone_keeps_the_processors_busy_and_another_waits_for_no_turn() {
         let calm = Notify::new();
         for processors in 1..9 {
-            let decoders = Decoders::new(processors);
+            let decoders = Decoders::new(processors, Arc::default());
             let (crowd, one) = (decoders.turn(), decoders.turn());
             let mut running = Vec::new();
             for _ in 0..processors {
@@ -83,7 +89,7 @@ mod tests {
 
     #[tokio::test]
     async fn layers_that_wait_are_served_in_turn() {
-        let (decoders, calm) = (Decoders::new(1), Notify::new());
+        let (decoders, calm) = (Decoders::new(1, Arc::default()), Notify::new());
         let (crowd, one) = (decoders.turn(), decoders.turn());
         let running = crowd.take(Class::Fault, &calm).await.unwrap();
         let mut many: Vec<_> =
@@ -100,7 +106,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_reader_comes_to_wait_for_leaves_the_background() {
-        let (decoders, calm, urged) = (Decoders::new(1), Notify::new(), Notify::new());
+        let (decoders, calm, urged) =
+            (Decoders::new(1, Arc::default()), Notify::new(), Notify::new());
         let layer = decoders.turn();
         let running = layer.take(Class::Background, &calm).await.unwrap();
         let mut other = Box::pin(layer.take(Class::Background, &calm));

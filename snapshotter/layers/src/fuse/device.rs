@@ -6,7 +6,7 @@
 //! A mount that a dead process left is [resumed](Device::resume) by its descriptor. The kernel greets a server only
 //! once, so that the successor is greeted over a socket in its place, with what was agreed on then; the descriptor
 //! then takes the socket's number, and the kernel is asked to send again what was never answered
-//! (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+//! (`FUSE_NOTIFY_RESEND`, Linux 6.9). What a kernel that can't was not answered is [found elsewhere](super::replay).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -100,15 +100,18 @@ impl Device {
         Self { file: descriptor.into() }
     }
 
-    /// Answers the kernel from threads of its own until the file system is unmounted and unused.
+    /// Answers the kernel from threads of its own until the file system is unmounted and unused. `greeted` is called
+    /// when it is known what the kernel agrees on, and before it asks for anything.
     pub fn serve<F: Filesystem>(
         &self,
         file_system: F,
         config: &FuseConfig,
+        greeted: impl FnOnce(),
     ) -> Result<thread::JoinHandle<()>, Error> {
         let descriptor = self.duplicate().map_err(|source| Error::Handshake { source })?;
         let session = Session::from_fd(file_system, descriptor, SessionACL::All, settings(config))
             .map_err(|source| Error::Handshake { source })?;
+        greeted();
         run(session)
     }
 
@@ -120,14 +123,8 @@ impl Device {
         config: &FuseConfig,
     ) -> Result<thread::JoinHandle<()>, Error> {
         let failed = |source| Error::TakeOver { source };
-        let (kernel, server) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|errno| failed(errno.into()))?;
-        nix::unistd::write(&kernel, &greeting(flags)).map_err(|errno| failed(errno.into()))?;
-        let number = server.as_raw_fd();
-        let session = Session::from_fd(file_system, server, SessionACL::All, settings(config))
-            .map_err(failed)?;
-        self.replace(number).map_err(failed)?;
+        let (_kernel, session) = greet_over_socket(file_system, flags, config).map_err(failed)?;
+        self.replace(session.as_fd().as_raw_fd()).map_err(failed)?;
         if flags.contains(InitFlags::FUSE_HAS_RESEND) {
             nix::unistd::write(&self.file, &resend()).map_err(|errno| failed(errno.into()))?;
         }
@@ -148,6 +145,20 @@ impl Device {
         let _ = new.into_raw_fd();
         Ok(())
     }
+}
+
+/// A session that was greeted as by a kernel which agrees on `flags`, and the other end of its socket, in which its
+/// answer lies.
+pub fn greet_over_socket<F: Filesystem>(
+    file_system: F,
+    flags: InitFlags,
+    config: &FuseConfig,
+) -> io::Result<(OwnedFd, Session<F>)> {
+    let (kernel, server) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    nix::unistd::write(&kernel, &greeting(flags))?;
+    let session = Session::from_fd(file_system, server, SessionACL::All, settings(config))?;
+    Ok((kernel, session))
 }
 
 fn settings(config: &FuseConfig) -> fuser::Config {

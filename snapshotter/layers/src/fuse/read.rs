@@ -8,12 +8,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Errno, ReplyData};
+use fuser::Errno;
 use skimmer_cache::Hold;
 use skimmer_index::erofs::{FileExtent, Inode, Inodes, Nid};
 use tokio::runtime::Handle;
 
-use super::answer::{Answer, Leaving};
+use super::answer::{Answer, Leaving, To};
+use super::journal::Entry;
 use crate::buffers::Buffers;
 use crate::turns::Share;
 
@@ -85,18 +86,22 @@ impl<C: Content> Reader<C> {
         &self.content
     }
 
+    /// The answer to a read that was asked for.
+    pub fn owed(&self, to: To, entry: Option<Entry>) -> Answer {
+        Answer::new(to, entry, &self.leaving)
+    }
+
     /// Answers a read of up to `size` bytes of a regular file.
-    pub fn read(self: &Arc<Self>, inode: &Inode, offset: u64, size: u32, reply: ReplyData) {
+    pub fn read(self: &Arc<Self>, inode: &Inode, offset: u64, size: u32, answer: Answer) {
         self.content.asked();
         let end = offset.saturating_add(u64::from(size)).min(inode.size);
         if offset >= end {
-            return reply.data(&[]);
+            return answer.data(&[]);
         }
         let extents = joined(self.inodes().extents(inode.nid, offset..end));
         let request = Read { inode: inode.nid, range: offset..end, extents };
         let ranges = request.ranges();
         ranges.iter().for_each(|range| self.content.touch(range));
-        let answer = Answer::new(reply, &self.leaving);
         if let Some(answer) = self.answer(&request, &ranges, answer) {
             let this = Arc::clone(self);
             self.runtime.spawn(async move { this.answer_later(request, ranges, answer).await });

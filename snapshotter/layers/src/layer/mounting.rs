@@ -38,7 +38,9 @@ impl Layer {
     pub(super) fn take_over_later(self: &Arc<Self>) {
         if self.shared.mounts.has_left(self.digest()) {
             self.spawn(|this| async move {
-                if let Err(failure) = this.mount().await {
+                if let Err(failure) = this.mount().await
+                    && !this.shared.leaving.has_begun()
+                {
                     tracing::warn!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
                         "mounts of an earlier process not taken over");
                 }
@@ -221,6 +223,12 @@ impl Layer {
         };
         tracing::info!(layer = %self.digest(), mount = id, "took over what an earlier process left mounted");
         let mut core = self.core();
+        if self.shared.leaving.has_begun() {
+            // Those that were there have been left already.
+            drop(core);
+            mount.leave();
+            return Err(Cause::Released);
+        }
         // Another place may have been promised since this process started.
         let promised = core.place.is_some_and(|place| place != id);
         let better = core.mount.as_ref().is_none_or(|known| known.is_fuse() && !mount.is_fuse());

@@ -280,7 +280,6 @@ impl Parts {
             proof,
             shared.config.deadline,
             &shared.decoders,
-            Arc::clone(&shared.buffers),
             Arc::clone(&shared.metrics),
         );
         let fill = Arc::new(fill);

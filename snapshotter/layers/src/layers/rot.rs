@@ -149,7 +149,6 @@ impl Layers {
             Proof::Pieces,
             shared.config.deadline,
             &shared.decoders,
-            Arc::clone(&shared.buffers),
             Arc::clone(&shared.metrics),
         ))
     }

@@ -98,6 +98,11 @@ pub fn prefill_names(place: u32, version: u32) -> [String; 2] {
         .map(|what| format!("prefill.{place:08x}.{what}"))
 }
 
+/// The name under which the journal of requests to all mounts is kept.
+pub fn requests_name(place: u32, version: u32) -> String {
+    format!("fuse.{place:08x}.requests-{version}")
+}
+
 /// The file that says what is mounted at `path`, as long as that is incomplete and served by the kernel.
 pub fn record_of(path: &Path) -> PathBuf {
     path.with_extension(RECORD)
@@ -147,7 +152,8 @@ mod tests {
         let flags = InitFlags::FUSE_HAS_RESEND | InitFlags::FUSE_ASYNC_READ;
         let name = Name { place, id: 17, flags };
         assert_eq!(Name::parse(&name.text()), Some(name));
-        for wrong in ["fuse.1.2", "fuse.x.2.3", "fuse.1.2.3.4", "other.1.2.3", ""] {
+        let requests = requests_name(place, 1);
+        for wrong in [&requests, "fuse.1.2", "fuse.x.2.3", "fuse.1.2.3.4", "other.1.2.3", ""] {
             assert_eq!(Name::parse(wrong), None, "{wrong}");
         }
     }
