@@ -131,6 +131,9 @@ impl Layers {
         }
         let owner = Arc::new(Owner { shared: Arc::new(shared) });
         if mount::reads_directly() {
+            tracing::info!(
+                "complete layers that memory has let go of are read from the disk, without a second copy in memory"
+            );
             owner.shared.runtime.spawn(direct::run(Arc::downgrade(&owner)));
         }
         Ok(Self { owner })
