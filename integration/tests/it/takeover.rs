@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use skimmer_integration::command::{self, PATIENCE, wait_for};
@@ -63,9 +63,26 @@ impl World {
         Ok(Self { registry, node, reference, file: format!("/data/{name}") })
     }
 
+    /// A reader of the whole file, which may have to wait.
+    fn begin_reading(&self) -> anyhow::Result<JoinHandle<anyhow::Result<String>>> {
+        let mut reader = self.node.containerd.ctr()?;
+        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &self.file]);
+        Ok(thread::spawn(move || command::output_of(&mut reader, PATIENCE)))
+    }
+
     fn sum(&self) -> anyhow::Result<String> {
         self.node.containerd.exec(READER, &["md5sum", &self.file])
     }
+}
+
+/// Waits for the reader, and fails if it got other bytes.
+fn finish_reading(
+    reader: JoinHandle<anyhow::Result<String>>,
+    expected: &str,
+) -> anyhow::Result<()> {
+    let said = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+    Ok(())
 }
 
 #[test]
@@ -74,14 +91,11 @@ fn readers_wait_for_the_next_daemon() {
         let mut world = World::new(scenario, "dead")?;
         let expected = md5sum(scenario, "dead", LEN)?;
         world.node.skimmerd.kill()?;
-        let mut reader = world.node.containerd.ctr()?;
-        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
-        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        let waiting = world.begin_reading()?;
         thread::sleep(Duration::from_secs(1));
         anyhow::ensure!(!waiting.is_finished(), "nobody could have answered it");
         world.node.skimmerd.run()?;
-        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        finish_reading(waiting, &expected)?;
         world.node.containerd.remove_container(READER)
     });
 }
@@ -101,16 +115,13 @@ fn in_flight(name: &'static str, resend: bool) {
         let mut world = World::with(scenario, name, resend)?;
         let expected = md5sum(scenario, name, LEN)?;
         world.registry.stop()?;
-        let mut reader = world.node.containerd.ctr()?;
-        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
-        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        let waiting = world.begin_reading()?;
         // The daemon has taken the read and asks a registry that isn't there.
         thread::sleep(Duration::from_secs(2));
         world.node.skimmerd.kill()?;
         world.registry.resume()?;
         world.node.skimmerd.run()?;
-        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        finish_reading(waiting, &expected)?;
         world.node.containerd.remove_container(READER)
     });
 }
@@ -264,9 +275,7 @@ fn what_is_in_flight_stays_recorded_through_many_deaths() {
         let mut world = World::with(scenario, "stays", false)?;
         let expected = md5sum(scenario, "stays", LEN)?;
         world.registry.stop()?;
-        let mut reader = world.node.containerd.ctr()?;
-        reader.args(["task", "exec", "--exec-id", "waits", READER, "md5sum", &world.file]);
-        let waiting = thread::spawn(move || command::output_of(&mut reader, PATIENCE));
+        let waiting = world.begin_reading()?;
         thread::sleep(Duration::from_secs(2));
         // None of them gets at the bytes, whether it is killed or goes by itself.
         for deaths in 1..=4 {
@@ -285,8 +294,7 @@ fn what_is_in_flight_stays_recorded_through_many_deaths() {
         world.node.skimmerd.kill()?;
         world.registry.resume()?;
         world.node.skimmerd.run()?;
-        let said = waiting.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        finish_reading(waiting, &expected)?;
         world.node.containerd.remove_container(READER)
     });
 }
@@ -319,7 +327,7 @@ fn nobody_hangs_who_looks_names_up_while_daemons_die() {
             world.node.skimmerd.run()?;
         }
         world.node.containerd.exec(READER, &["sh", "-c", "echo >/tmp/stop"])?;
-        let joined = |thread: thread::JoinHandle<_>| {
+        let joined = |thread: JoinHandle<_>| {
             thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?
         };
         let said: String = joined(looking)?;

@@ -92,7 +92,7 @@ impl Error {
 type Done = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
 
 /// Why a chunk is gotten.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// Somebody waits for it, or for the whole layer.
     Wanted(Class),

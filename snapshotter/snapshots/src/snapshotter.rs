@@ -151,7 +151,7 @@ impl Snapshotter {
             covering: Mutex::new(()),
             discarded: Notify::new(),
         };
-        inner.note_lost(&lost)?;
+        inner.note_lost(&lost);
         Ok((Self(Arc::new(inner)), rebuilt))
     }
 

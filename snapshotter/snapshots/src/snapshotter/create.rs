@@ -69,7 +69,8 @@ impl Snapshotter {
         let (known, nearest) = (snapshot.clone(), lower.first().cloned());
         let complete = move |inner: &Inner| {
             inner.complete(&known, nearest.as_ref())?;
-            inner.forget_lost(&known)
+            inner.forget_lost(&known);
+            Ok(())
         };
         self.blocking(complete).await?;
         self.mounted(&snapshot, Lower::Ready { folders: lower, parents }).await

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use skimmer_proto::Digest;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Error, Inner, Snapshotter};
 use crate::records::Change;
@@ -31,11 +31,18 @@ impl Snapshotter {
 }
 
 impl Inner {
-    /// Nobody kept the mounts of the layers of `blobs`: notes whose they were.
-    pub(super) fn note_lost(&self, blobs: &BTreeSet<Digest>) -> Result<(), Error> {
-        if blobs.is_empty() {
-            return Ok(());
+    /// Nobody kept the mounts of the layers of `blobs`: names the containers whose they were, and notes it. Where it can't
+    /// be noted it is only logged.
+    pub(super) fn note_lost(&self, blobs: &BTreeSet<Digest>) {
+        if !blobs.is_empty()
+            && let Err(error) = self.try_note_lost(blobs)
+        {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "not all containers that lost their mounts are noted");
         }
+    }
+
+    fn try_note_lost(&self, blobs: &BTreeSet<Digest>) -> Result<(), Error> {
         let _lock = self.lock();
         let mut in_use = Vec::new();
         self.records.visit(&mut |snapshot| {
@@ -62,11 +69,17 @@ impl Inner {
         Ok(())
     }
 
-    /// The snapshot is mounted anew, on mounts that are served.
-    pub(super) fn forget_lost(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        if snapshot.lost.is_empty() {
-            return Ok(());
+    /// The snapshot is mounted anew, on mounts that are served. It is of no account if the note of it stays.
+    pub(super) fn forget_lost(&self, snapshot: &Snapshot) {
+        if !snapshot.lost.is_empty()
+            && let Err(error) = self.try_forget_lost(snapshot)
+        {
+            let (name, error) = (&snapshot.name, &error as &dyn std::error::Error);
+            warn!(name, error, "a container that was started anew stays noted");
         }
+    }
+
+    fn try_forget_lost(&self, snapshot: &Snapshot) -> Result<(), Error> {
         let _lock = self.lock();
         let Some(old) = self.records.get(&snapshot.name)?.filter(|known| known.id == snapshot.id)
         else {
