@@ -2,7 +2,7 @@
 //!
 //! Owns: the connection, and duplicates of everything that it had kept: a holder that was started anew gets them again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ struct State {
     /// `None` once it has broken, until there is a new one.
     connection: Option<OwnedFd>,
     kept: BTreeMap<String, OwnedFd>,
+    /// Released while the holder couldn't be told.
+    untold: BTreeSet<String>,
 }
 
 impl Holder {
@@ -53,7 +55,7 @@ impl Holder {
                 _ => return Err(talk(wire::Error::Message)),
             }
         }
-        let state = State { connection: Some(connection), kept };
+        let state = State { connection: Some(connection), kept, untold: BTreeSet::new() };
         let holder = Arc::new(Self { address: address.to_owned(), state: Mutex::new(state) });
         let watched = Arc::downgrade(&holder);
         thread::Builder::new()
@@ -93,12 +95,17 @@ impl Holder {
         Ok(wire::receive(connection.as_fd()).map_err(talk)?.0)
     }
 
-    /// A new connection, over which everything has been given to the holder once more.
-    fn again(&self, state: &State) -> Result<OwnedFd, Error> {
+    /// A new connection, over which the holder was told everything once more: it may be a new one, or the old one that
+    /// hadn't answered.
+    fn again(&self, state: &mut State) -> Result<OwnedFd, Error> {
         let connection = dial(&self.address)?;
+        for name in &state.untold {
+            self.call(&connection, &Message::Release(name.clone()), None)?;
+        }
         for (name, fd) in &state.kept {
             self.call(&connection, &Message::Keep(name.clone()), Some(fd.as_fd()))?;
         }
+        state.untold.clear();
         tracing::info!(address = %self.address.display(), kept = state.kept.len(), "the holder of descriptors is there again");
         Ok(connection)
     }
@@ -110,7 +117,7 @@ impl Holder {
             state.connection = None;
         }
         if state.connection.is_none() {
-            match self.again(&state) {
+            match self.again(&mut state) {
                 Ok(connection) => {
                     state.connection = Some(connection);
                     *was_there = true;
@@ -146,6 +153,7 @@ impl Keeper for Holder {
             Err(away) => Err(away),
         };
         // Also for a holder that isn't there now.
+        state.untold.remove(name);
         state.kept.insert(name.to_owned(), own);
         answer
     }
@@ -154,7 +162,15 @@ impl Keeper for Holder {
         check(name)?;
         let mut state = self.state();
         state.kept.remove(name);
-        self.ask(&mut state, &Message::Release(name.to_owned()), None).map(drop)
+        if let Err(away) = self.ask(&mut state, &Message::Release(name.to_owned()), None) {
+            tracing::debug!(
+                name,
+                error = &away as &dyn std::error::Error,
+                "released once the holder is there"
+            );
+            state.untold.insert(name.to_owned());
+        }
+        Ok(())
     }
 
     fn lasts(&self) -> Lasts {

@@ -23,7 +23,7 @@ pub trait Keeper: Send + Sync + 'static {
     /// this fails, it does from when whoever isn't there now is back.
     fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error>;
 
-    /// Closes what is kept under `name`, if anything is.
+    /// Closes what is kept under `name`, if anything is; where whoever keeps it isn't there, as soon as it is back.
     fn release(&self, name: &str) -> Result<(), Error>;
 
     /// How long what is kept is safe.
