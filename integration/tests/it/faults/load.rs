@@ -109,7 +109,7 @@ impl Load {
             hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
             let modes = machine.modes(&known.reference)?;
             anyhow::ensure!(modes.last().is_some_and(|mode| mode == "lazy"), "mounted {modes:?}");
-            let reader = Reader::start(&hands.ctr, known, id, way, folder)?;
+            let reader = Reader::start(&hands.ctr, known, &own(id), way, folder)?;
             reader.go()?;
             steady.push(reader);
         }
@@ -263,10 +263,15 @@ impl Kind {
     }
 }
 
+/// An id that no other process's containers have: their control groups, which runc empties, are called after them.
+fn own(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
+}
+
 /// Pulls, reads, removes and evicts an image, over and over.
 fn rounds(hands: &Hands, shared: &Shared, kind: Kind, known: &Known) {
     while !shared.stopping.load(Ordering::Relaxed) {
-        let id = format!("{PASSING}{}", unique());
+        let id = own(&format!("{PASSING}{}", unique()));
         match round(hands, shared, kind, known, &id) {
             Ok(()) => {
                 kind.count(shared).fetch_add(1, Ordering::Relaxed);
