@@ -19,6 +19,8 @@ pub enum Error {
     Value { path: PathBuf, source: Box<toml::de::Error> },
     #[error("configuration {path}: `{key}` must be at least 1")]
     Zero { path: PathBuf, key: &'static str },
+    #[error("configuration {path}: `{key}` must have the form {expected}")]
+    Form { path: PathBuf, key: &'static str, expected: &'static str },
 }
 
 /// Settings whose serialized default names every key.

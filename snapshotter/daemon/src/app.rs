@@ -216,6 +216,8 @@ fn layers(
             max_waiting: config.fuse.max_faults,
             resend: config.fuse.resend,
         },
+        selinux_context: Some(config.mount.selinux_context.clone())
+            .filter(|context| !context.is_empty()),
         mode: match config.mount.mode {
             MountMode::Auto => skimmer_layers::MountMode::Auto,
             MountMode::Fuse => skimmer_layers::MountMode::Fuse,

@@ -166,6 +166,8 @@ pub struct Background {
 #[serde(default)]
 pub struct Mount {
     pub mode: MountMode,
+    /// The SELinux context of the files in mounted layers; empty for that of the file system's type.
+    pub selinux_context: String,
     /// Who keeps the descriptors of mounts while no daemon runs.
     pub keeper: MountKeeper,
     /// Where `skimmerd hold` listens.
@@ -320,6 +322,7 @@ impl Default for Mount {
     fn default() -> Self {
         Self {
             mode: MountMode::Auto,
+            selinux_context: String::new(),
             keeper: MountKeeper::Auto,
             holder_address: "/run/skimmer/hold.sock".into(),
         }
@@ -368,8 +371,22 @@ impl Config {
                     usize::try_from(self.index.max_metadata_bytes).unwrap_or(usize::MAX),
                 ),
             ],
-        )
+        )?;
+        let context = &self.mount.selinux_context;
+        if context.is_empty() || is_selinux_context(context) {
+            return Ok(());
+        }
+        let (key, expected) = ("mount.selinux_context", "user:role:type[:level]");
+        Err(Error::Form { path: path.to_owned(), key, expected })
     }
+}
+
+/// Whether it has the form of one; which there are only the kernel's policy knows.
+fn is_selinux_context(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
+    };
+    text.split(':').count() >= 3 && text.split(':').all(is_part)
 }
 
 #[cfg(test)]
@@ -421,5 +438,16 @@ mod tests {
             parse("[fuse]\nthreads = 0"),
             Err(Error::Zero { key: "fuse.threads", .. })
         ));
+        for (context, is_one) in [
+            ("system_u:object_r:container_ro_file_t:s0", true),
+            ("system_u:object_r:container_file_t:s0:c1,c2", true),
+            ("container_file_t", false),
+            ("a:b:c d", false),
+            ("a:b:\\\"c", false),
+            ("a::c", false),
+        ] {
+            let parsed = parse(&format!("[mount]\nselinux_context = \"{context}\""));
+            assert_eq!(parsed.is_ok(), is_one, "{context}: {parsed:?}");
+        }
     }
 }

@@ -11,6 +11,8 @@ pub struct Config {
     /// Directory of the mounts: `<root>/snapshots/m`.
     pub mounts: PathBuf,
     pub mode: MountMode,
+    /// The SELinux context of all files in mounts.
+    pub selinux_context: Option<String>,
     /// Blobs shorter than this are fetched whole even if there is an index.
     pub min_layer_bytes: u64,
     /// Whether the table of contents inside a blob without an index is taken at its word until the
@@ -36,6 +38,7 @@ impl Config {
         Self {
             mounts,
             mode: MountMode::Auto,
+            selinux_context: None,
             min_layer_bytes: 1 << 20,
             trust_toc: false,
             background_delay: Some(Duration::from_secs(60)),

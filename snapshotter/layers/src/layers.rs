@@ -107,7 +107,8 @@ impl Layers {
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         let buffers = Arc::<Buffers>::default();
         let shared = Shared {
-            mounts: Mounts::open(&config.mounts, config.mode, keeping)?,
+            mounts: Mounts::open(&config.mounts, config.mode, keeping)?
+                .labelled(config.selinux_context.as_deref()),
             metrics: Arc::new(Metrics::new(registry)),
             runtime: Handle::current(),
             decoders: Decoders::new(processors, Arc::clone(&buffers)),

@@ -37,6 +37,7 @@ use skimmer_proto::Digest;
 use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
+use crate::label::Label;
 pub use direct::is_safe as reads_directly;
 use kernel::Kernel;
 pub use kernel::version;
@@ -83,6 +84,7 @@ pub struct Mounts {
     root: PathBuf,
     next: AtomicU64,
     kernel: Kernel,
+    label: Label,
     keeper: Option<Arc<dyn Keeper>>,
     left: Mutex<BTreeMap<Digest, Vec<Left>>>,
     left_data: Mutex<Vec<LeftData>>,
@@ -133,6 +135,7 @@ impl Mounts {
             kernel,
             requests: Requests::new(&root, keeper.clone()),
             root,
+            label: Label::default(),
             keeper,
             left: Mutex::default(),
             left_data: Mutex::default(),
@@ -144,6 +147,12 @@ impl Mounts {
         mounts.lazily = lazy::insist(mode, mounts.lazily)?;
         remove_points(&mounts.root)?;
         Ok(mounts)
+    }
+
+    /// Has mounts to come labelled with an SELinux context, where SELinux is on.
+    pub fn labelled(mut self, context: Option<&str>) -> Self {
+        self.label = Label::new(context);
+        self
     }
 
     /// An id for a mount to come. Its path doesn't exist until then.
@@ -172,7 +181,7 @@ impl Mounts {
         let (agreed, recorder) = (file_system.agreed(), file_system.recorder());
         let flags = || InitFlags::from_bits_retain(agreed.load(Ordering::Acquire));
         let greeted = || self.requests.record(id, flags(), &recorder);
-        let served = Device::mount(&path, &subject.source())
+        let served = Device::mount(&path, &subject.source(), &self.label)
             .and_then(|device| device.serve(file_system, config, greeted).map(|_thread| device));
         match served {
             Ok(device) => {
@@ -195,7 +204,7 @@ impl Mounts {
             return Ok(None);
         }
         let path = self.point(id)?;
-        let mounted = self.kernel.mount(inodes, data, &path);
+        let mounted = self.kernel.mount(inodes, data, &path, &self.label);
         if !matches!(mounted, Ok(Some(_))) {
             self.give_up(&path);
         }

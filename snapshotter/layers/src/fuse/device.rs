@@ -21,6 +21,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::dup3_raw;
 
 use crate::config::FuseConfig;
+use crate::label::Label;
 
 /// The type that the mounts have in mountinfo.
 pub const FILE_SYSTEM: &str = "fuse.skimmer";
@@ -80,16 +81,16 @@ pub struct Device {
 impl Device {
     /// Opens the device and mounts it at `path`: read-only, with set-user-id programs and device
     /// nodes in force, permissions checked by the kernel, for all users. `source` is what mountinfo says of it.
-    pub fn mount(path: &Path, source: &str) -> Result<Self, Error> {
+    pub fn mount(path: &Path, source: &str, label: &Label) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/fuse")
             .map_err(|source| Error::Open { source })?;
-        let options = format!(
+        let options = label.with(format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ}",
             file.as_raw_fd()
-        );
+        ));
         mount(Some(source), path, Some(FILE_SYSTEM), MsFlags::MS_RDONLY, Some(options.as_str()))
             .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })?;
         Ok(Self { file })

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::read_ahead::Bdi;
+use crate::label::Label;
 
 /// The type that the mounts have in mountinfo.
 pub const FILE_SYSTEM: &str = "erofs";
@@ -78,10 +79,16 @@ impl Kernel {
 
     /// Mounts a layer at `at`, read-only, with set-user-id programs and device nodes in force. `None`: this
     /// kernel can't.
-    pub fn mount(&self, inodes: &Path, data: &Path, at: &Path) -> Result<Option<Bdi>, Error> {
+    pub fn mount(
+        &self,
+        inodes: &Path,
+        data: &Path,
+        at: &Path,
+        label: &Label,
+    ) -> Result<Option<Bdi>, Error> {
         loop {
             let Some(way) = self.best() else { return Ok(None) };
-            match way.mount(inodes, data, at) {
+            match way.mount(inodes, data, at, label) {
                 Ok(bdi) => return Ok(Some(bdi)),
                 Err(error) if error.is_inability() => {
                     tracing::info!(
@@ -99,8 +106,8 @@ impl Kernel {
 
     /// Mounts a layer whose data file may have gaps: the kernel has to read it as a file, as only such reads can be
     /// waited for.
-    pub fn mount_gaps(inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
-        erofs(inodes, data, at)
+    pub fn mount_gaps(inodes: &Path, data: &Path, at: &Path, label: &Label) -> Result<Bdi, Error> {
+        erofs(inodes, data, at, label)
     }
 
     /// Whether files can be mounted without a block device.
@@ -114,21 +121,21 @@ impl Kernel {
 }
 
 impl Way {
-    fn mount(self, inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
+    fn mount(self, inodes: &Path, data: &Path, at: &Path, label: &Label) -> Result<Bdi, Error> {
         if self == Self::Files {
-            return erofs(inodes, data, at);
+            return erofs(inodes, data, at, label);
         }
         let attach = |path: &Path| {
             loops::attach(path).map_err(|source| Error::Loop { path: path.to_owned(), source })
         };
         // Each is detached when its last user is gone: this function, or the mount.
         let (inodes, data) = (attach(inodes)?, attach(data)?);
-        erofs(inodes.path(), data.path(), at)
+        erofs(inodes.path(), data.path(), at, label)
     }
 }
 
-fn erofs(inodes: &Path, data: &Path, at: &Path) -> Result<Bdi, Error> {
-    let options = format!("device={}", data.display());
+fn erofs(inodes: &Path, data: &Path, at: &Path, label: &Label) -> Result<Bdi, Error> {
+    let options = label.with(format!("device={}", data.display()));
     let flags = MsFlags::MS_RDONLY;
     let call = || mount(Some(inodes), at, Some(FILE_SYSTEM), flags, Some(options.as_str()));
     Bdi::of_new(call).map_err(|errno| {

@@ -134,7 +134,7 @@ impl Mounts {
         let file = served.map_err(|source| undo(Error::Prefill { source }))?;
         // By the descriptor: whatever has the file's name by now, this one is marked.
         let data = PathBuf::from(format!("/proc/self/fd/{}", filler.file().as_raw_fd()));
-        let bdi = Kernel::mount_gaps(inodes, &data, &path).map_err(|source| {
+        let bdi = Kernel::mount_gaps(inodes, &data, &path, &self.label).map_err(|source| {
             prefill.unmounted(file);
             undo(Error::Kernel { source })
         })?;
