@@ -1,5 +1,6 @@
 //! What people do with `ctr`, done with the ctr of the containerd's own version.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,12 +31,18 @@ pub struct Ctr {
     version: Version,
     folder: PathBuf,
     hosts: PathBuf,
+    enter: Vec<String>,
 }
 
 impl Ctr {
     /// Of the containerd of `version` in `folder`, which reads the registry hosts in `hosts`.
     pub fn new(version: Version, folder: PathBuf, hosts: PathBuf) -> Self {
-        Self { version, folder, hosts }
+        Self { version, folder, hosts, enter: Vec::new() }
+    }
+
+    /// The same, for a containerd in other namespaces; `enter` begins the command line of who enters them.
+    pub fn inside(self, enter: Vec<String>) -> Self {
+        Self { enter, ..self }
     }
 
     pub fn version(&self) -> Version {
@@ -68,8 +75,10 @@ impl Ctr {
 
     /// A call of its version's own ctr.
     pub fn ctr(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(self.version.folder()?.join("usr/bin/ctr"));
-        command.arg("--address").arg(self.address());
+        let program = self.version.folder()?.join("usr/bin/ctr");
+        let mut words = self.enter.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).arg("--address").arg(self.address());
         Ok(command)
     }
 
