@@ -7,6 +7,7 @@
 //! inside are not seen outside. The network is this machine's. The only units are those that it is given.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -25,6 +26,8 @@ use crate::{sweep, tools};
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     pub units: Vec<(&'static str, String)>,
+    /// Units that are started when it starts.
+    pub enabled: Vec<&'static str>,
     /// Below `/etc`.
     pub etc: Vec<(&'static str, String)>,
     /// Copied to `/usr/local/bin`.
@@ -41,7 +44,8 @@ pub struct Systemd {
 }
 
 /// What its units need to be there.
-const TARGETS: [&str; 4] = ["sysinit.target", "basic.target", "shutdown.target", "default.target"];
+const TARGETS: [&str; 4] = ["sysinit.target", "basic.target", "shutdown.target", DEFAULT];
+const DEFAULT: &str = "default.target";
 
 const NAMESPACES: [&str; 9] = [
     "unshare",
@@ -96,6 +100,11 @@ impl Systemd {
                 fs::create_dir_all(path.parent().context("a file has no folder")?)?;
                 fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
             }
+        }
+        let wants = folder.join("units").join(format!("{DEFAULT}.wants"));
+        fs::create_dir_all(&wants)?;
+        for name in &setup.enabled {
+            symlink(Path::new("..").join(name), wants.join(name))?;
         }
         for program in &setup.programs {
             let name = program.file_name().context("a program has no name")?;

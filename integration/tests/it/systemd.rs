@@ -67,7 +67,7 @@ fn name(file: usize) -> String {
 }
 
 impl World {
-    fn start(scenario: &Scenario, mode: MountMode) -> anyhow::Result<Self> {
+    fn start(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<Self> {
         let registry = Registry::start(scenario)?;
         let mut layers = vec![busybox(scenario, Format::Gzip)?];
         layers.push(data(scenario, LONG, LONG_LEN, Format::Gzip)?);
@@ -82,7 +82,7 @@ impl World {
         let reference = registry.add(&image)?;
         let indexes = learn(scenario, &image, &reference)?;
 
-        let systemd = Systemd::start(scenario, &setup(scenario, mode)?)?;
+        let systemd = Systemd::start(scenario, &setup(scenario, mode, enabled)?)?;
         let folder = containerd_folder(scenario);
         let world = Self {
             skimmer: Skimmer::at(systemd.folder("run").join("skimmer/skimmerd.sock")),
@@ -95,7 +95,9 @@ impl World {
             unread: 0..FILES,
         };
         LogCheck::of(scenario, "skimmerd");
-        world.systemd.systemctl(&["start", UNIT])?;
+        if !enabled {
+            world.systemd.systemctl(&["start", UNIT])?;
+        }
         world.wait_serving("0")?;
         for layer in &image.layers {
             let file = skimmerd::index_file(&indexes, &layer.blob.digest);
@@ -242,7 +244,7 @@ fn learn(scenario: &Scenario, image: &Image, reference: &str) -> anyhow::Result<
 }
 
 /// The unit as it is installed; apart from where it logs to, nothing of it is changed.
-fn setup(scenario: &Scenario, mode: MountMode) -> anyhow::Result<systemd::Setup> {
+fn setup(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<systemd::Setup> {
     let logs = scenario.logs();
     let log = |name: &str| {
         let path = logs.join(name).display().to_string();
@@ -272,6 +274,7 @@ fn setup(scenario: &Scenario, mode: MountMode) -> anyhow::Result<systemd::Setup>
                 ),
             ),
         ],
+        enabled: if enabled { vec![UNIT] } else { Vec::new() },
         etc: vec![(
             "skimmer/skimmerd.toml",
             format!(
@@ -310,13 +313,31 @@ fn the_kernel_serves_what_systemd_kept() {
     take_over("systemd-auto", MountMode::Auto);
 }
 
+/// systemd forgets a stopped unit that no other wants, with what it keeps.
+#[test]
+fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
+    with_systemd("systemd-disabled", |scenario| {
+        let world = World::start(scenario, MountMode::Auto, false)?;
+        world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
+        world.ensure_served_by("fuse")?;
+        let main = world.main()?;
+        world.kill()?;
+        world.wait_serving(&main)?;
+        world.ensure_served_by("fuse")
+    });
+}
+
+fn with_systemd(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) {
+    if let Some(reason) = Systemd::impossible() {
+        println!("{name} skipped: no systemd can run here: {reason}");
+        return;
+    }
+    scenario(name, body);
+}
+
 fn take_over(name: &str, mode: MountMode) {
-    scenario(name, |scenario| {
-        if let Some(reason) = Systemd::impossible() {
-            println!("skipped: no systemd can run here: {reason}");
-            return Ok(());
-        }
-        let mut world = World::start(scenario, mode)?;
+    with_systemd(name, |scenario| {
+        let mut world = World::start(scenario, mode, true)?;
 
         // Killed at once after the last descriptor was handed over.
         let (main, processes) = (world.main()?, world.systemd.processes(UNIT)?);

@@ -83,14 +83,25 @@ fn max() -> usize {
     env::var("FDSTORE").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Whether systemd says that the store of this process's unit outlives the unit's stop.
+/// Whether systemd says that the store of this process's unit outlives the unit's stop: systemd forgets a stopped unit
+/// with its store, whatever that is to preserve, unless another unit wants it.
 fn survives_stop() -> bool {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some(unit) = unit_of(&cgroups) else { return false };
     let asked = Command::new("systemctl")
-        .args(["show", "--property=FileDescriptorStorePreserve", "--value", "--", unit])
+        .args(["show", "--property=FileDescriptorStorePreserve,WantedBy,RequiredBy", "--", unit])
         .output();
-    asked.is_ok_and(|said| said.stdout.trim_ascii() == b"yes")
+    asked.is_ok_and(|said| preserves(&String::from_utf8_lossy(&said.stdout)))
+}
+
+/// Whether a unit with these properties keeps its store when it is stopped.
+fn preserves(properties: &str) -> bool {
+    let values = |name: &str| {
+        let of_name = move |line: &str| line.split_once('=').filter(|(key, _)| *key == name);
+        properties.lines().find_map(of_name).map_or("", |(_, value)| value)
+    };
+    let is_wanted = !values("WantedBy").is_empty() || !values("RequiredBy").is_empty();
+    values("FileDescriptorStorePreserve") == "yes" && is_wanted
 }
 
 /// The service that a process with these `/proc/<id>/cgroup` lines runs in: `0::/system.slice/skimmerd.service`, or
@@ -154,6 +165,22 @@ mod tests {
         ] {
             assert_eq!(unit_of(cgroups), unit, "{cgroups}");
         }
+    }
+
+    #[test]
+    fn a_store_outlives_a_stop_if_somebody_wants_the_unit() {
+        for (preserve, wanted, required, expected) in [
+            ("yes", "multi-user.target", "", true),
+            ("yes", "", "a.service b.service", true),
+            ("yes", "", "", false),
+            ("restart", "multi-user.target", "", false),
+        ] {
+            let properties = format!(
+                "RequiredBy={required}\nWantedBy={wanted}\nFileDescriptorStorePreserve={preserve}\n"
+            );
+            assert_eq!(preserves(&properties), expected, "{properties}");
+        }
+        assert!(!preserves(""));
     }
 
     /// Runs the ignored test `name`, a process of a unit whose systemd listens at `socket`.
