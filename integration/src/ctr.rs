@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::command::{self, FirstLine, PATIENCE};
 use crate::containerd::Version;
 
+/// No share of the processors is asked for: control groups may come without that controller.
+const ANY_CPU: [&str; 2] = ["--cpu-shares", "0"];
+
 /// A pull: `ctr image pull`.
 #[derive(Clone, Copy, Debug)]
 pub struct Pull<'a> {
@@ -139,8 +142,8 @@ impl Ctr {
         program: &[&str],
     ) -> anyhow::Result<Command> {
         let mut call = self.ctr()?;
-        call.args(["run", "--rm", "--snapshotter", snapshotter, "--runc-root"])
-            .arg(self.runc_root());
+        call.arg("run").args(ANY_CPU);
+        call.args(["--rm", "--snapshotter", snapshotter, "--runc-root"]).arg(self.runc_root());
         call.args([reference, id]).args(program);
         Ok(call)
     }
@@ -154,7 +157,8 @@ impl Ctr {
         program: &[&str],
     ) -> anyhow::Result<()> {
         let mut call = self.ctr()?;
-        call.args(["run", "--detach", "--null-io", "--snapshotter", snapshotter, "--runc-root"]);
+        call.arg("run").args(ANY_CPU);
+        call.args(["--detach", "--null-io", "--snapshotter", snapshotter, "--runc-root"]);
         call.arg(self.runc_root()).args([reference, id]).args(program);
         command::output_of(&mut call, PATIENCE)?;
         Ok(())

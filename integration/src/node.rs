@@ -84,8 +84,10 @@ pub fn wait_connected(address: &Path) -> anyhow::Result<()> {
     let snapshots = || Snapshots::connect(address, "skimmer");
     // containerd answers what it can by itself; a new snapshot it can't.
     let key = format!("probe-{}", unique());
+    // Else a garbage collection that is due takes it.
+    let stays = HashMap::from([("containerd.io/gc.root".to_owned(), "probe".to_owned())]);
     wait_for("containerd reaches skimmerd", Duration::from_secs(30), || {
-        snapshots().ok()?.prepare(&key, "", HashMap::new()).ok()
+        snapshots().ok()?.prepare(&key, "", stays.clone()).ok()
     })?;
     snapshots()?.remove(&key)
 }

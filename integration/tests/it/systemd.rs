@@ -67,7 +67,13 @@ fn name(file: usize) -> String {
 }
 
 impl World {
-    fn start(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<Self> {
+    /// `expected` serves lazily mounted layers: every layer is mounted and kept, and none of the files has been read.
+    fn start(
+        scenario: &Scenario,
+        mode: MountMode,
+        enabled: bool,
+        expected: &str,
+    ) -> anyhow::Result<Self> {
         let registry = Registry::start(scenario)?;
         let mut layers = vec![busybox(scenario, Format::Gzip)?];
         layers.push(data(scenario, LONG, LONG_LEN, Format::Gzip)?);
@@ -105,6 +111,18 @@ impl World {
         }
         world.systemd.systemctl(&["start", "containerd.service"])?;
         node::wait_connected(&world.containerd.address())?;
+        world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
+        // Killed at once after the last descriptor was handed over, by an id that is known before.
+        let (main, processes) = (world.main()?, world.systemd.processes(UNIT)?);
+        world.start_container()?;
+        for process in processes {
+            kill(process, Signal::SIGKILL)?;
+        }
+        world.wait_serving(&main)?;
+        node::wait_connected(&world.containerd.address())?;
+        let images = world.skimmer.ask(&["status", &world.reference])?;
+        let server = &images[0]["layers"][1]["server"];
+        anyhow::ensure!(server == expected, "{server} serves, not {expected}: {images}");
         Ok(world)
     }
 
@@ -136,14 +154,6 @@ impl World {
         })
     }
 
-    fn ensure_served_by(&self, expected: &str) -> anyhow::Result<()> {
-        let images = self.skimmer.ask(&["status", &self.reference])?;
-        let server = &images[0]["layers"][1]["server"];
-        anyhow::ensure!(server == expected, "{server} serves the layer, not {expected}: {images}");
-        Ok(())
-    }
-
-    /// Starts the container; every layer is mounted and kept, and no file has been read.
     fn start_container(&self) -> anyhow::Result<()> {
         let program = ["sleep", "1000000"];
         self.containerd.start_image(&self.reference, "skimmer", &self.container, &program)
@@ -317,13 +327,8 @@ fn the_kernel_serves_what_systemd_kept() {
 #[test]
 fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
     with_systemd("systemd-disabled", |scenario| {
-        let world = World::start(scenario, MountMode::Auto, false)?;
-        world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
-        world.ensure_served_by("fuse")?;
-        let main = world.main()?;
-        world.kill()?;
-        world.wait_serving(&main)?;
-        world.ensure_served_by("fuse")
+        let mut world = World::start(scenario, MountMode::Auto, false, "fuse")?;
+        world.endures("kill -9", World::kill, |_, _| Ok(()))
     });
 }
 
@@ -337,19 +342,9 @@ fn with_systemd(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) 
 
 fn take_over(name: &str, mode: MountMode) {
     with_systemd(name, |scenario| {
-        let mut world = World::start(scenario, mode, true)?;
-
-        // Killed at once after the last descriptor was handed over.
-        let (main, processes) = (world.main()?, world.systemd.processes(UNIT)?);
-        world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
-        for process in processes {
-            kill(process, Signal::SIGKILL)?;
-        }
-        world.wait_serving(&main)?;
         let server = if mode == MountMode::Fuse { "fuse" } else { automatic()? };
-        world.ensure_served_by(server)?;
-        node::wait_connected(&world.containerd.address())?;
-        world.start_container()?;
+        let mut world = World::start(scenario, mode, true, server)?;
+
         let long = world.begin_half_reading(scenario)?;
         let kept: usize = world.descriptors()?.parse()?;
         anyhow::ensure!(kept > FILES, "systemd keeps only {kept} descriptors");

@@ -4,7 +4,7 @@
 //! Messages to systemd wait in its queue, and it has to find out by then whose they are. So whoever hands over a
 //! descriptor sends a barrier after it (sd_notify_barrier(3)) and waits until systemd has got that far.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::io;
@@ -96,12 +96,12 @@ fn survives_stop() -> bool {
 
 /// Whether a unit with these properties keeps its store when it is stopped.
 fn preserves(properties: &str) -> bool {
-    let values = |name: &str| {
-        let of_name = move |line: &str| line.split_once('=').filter(|(key, _)| *key == name);
-        properties.lines().find_map(of_name).map_or("", |(_, value)| value)
-    };
-    let is_wanted = !values("WantedBy").is_empty() || !values("RequiredBy").is_empty();
-    values("FileDescriptorStorePreserve") == "yes" && is_wanted
+    let all: BTreeMap<_, _> =
+        properties.lines().filter_map(|property| property.split_once('=')).collect();
+    let is_wanted = ["WantedBy", "RequiredBy"]
+        .iter()
+        .any(|name| all.get(name).is_some_and(|units| !units.is_empty()));
+    is_wanted && all.get("FileDescriptorStorePreserve") == Some(&"yes")
 }
 
 /// The service that a process with these `/proc/<id>/cgroup` lines runs in: `0::/system.slice/skimmerd.service`, or
