@@ -401,6 +401,10 @@ fn drain(world: &mut World) -> anyhow::Result<()> {
     call.args(["drain", "--unmount", "--config", "/etc/skimmer/skimmerd.toml"]);
     command::output_of(&mut call, PATIENCE)?;
     told.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    // What is missing of a layer that the kernel serves may be asked for as long as somebody uses that. Its user may
+    // have died of what was taken from it.
+    let _ = world.containerd.remove_container(&world.container);
+    command::output_of(&mut call, PATIENCE)?;
     let mounts = world.systemd.mounts(Path::new("/var/lib/skimmer"))?;
     anyhow::ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
     let kept = world.descriptors()?;
@@ -410,8 +414,6 @@ fn drain(world: &mut World) -> anyhow::Result<()> {
     world.systemd.systemctl(&["start", UNIT])?;
     world.wait_serving("0")?;
     node::wait_connected(&world.containerd.address())?;
-    // It may have died of what was taken from it.
-    let _ = world.containerd.remove_container(&world.container);
     let next = format!("next-{}", std::process::id());
     let program = ["sh", "-c", "md5sum /data/file-*"];
     let said = world.containerd.run_image(&world.reference, "skimmer", &next, &program)?;
