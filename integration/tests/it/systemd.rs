@@ -58,7 +58,6 @@ struct Expected {
 struct Seen {
     mounts: BTreeSet<String>,
     inodes: String,
-    descriptors: String,
 }
 
 /// Where [`World`]'s image has its file.
@@ -164,12 +163,19 @@ impl World {
         let inodes =
             self.containerd.exec(&self.container, &["sh", "-c", "stat -c '%n %i' /data/*"])?;
         let mounts = mounts.into_iter().collect();
-        Ok(Seen { mounts, inodes, descriptors: self.descriptors()? })
+        Ok(Seen { mounts, inodes })
     }
 
     /// How many systemd keeps.
-    fn descriptors(&self) -> anyhow::Result<String> {
-        self.systemd.property(UNIT, "NFileDescriptorStore")
+    fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(self.systemd.property(UNIT, "NFileDescriptorStore")?.parse()?)
+    }
+
+    /// Every layer that is not complete is kept.
+    fn ensure_kept(&self) -> anyhow::Result<()> {
+        let kept = self.descriptors()?;
+        anyhow::ensure!(kept >= self.unread.len(), "only {kept} for {:?}", self.unread);
+        Ok(())
     }
 
     /// Begins to read a file that nobody has read yet; it may have to wait.
@@ -210,7 +216,7 @@ impl World {
         late.finish().with_context(|| format!("{what}: who read meanwhile"))?;
         let after = self.seen()?;
         anyhow::ensure!(after == before, "{what}: {after:?} instead of {before:?}");
-        Ok(())
+        self.ensure_kept().context("what systemd keeps").with_context(|| what.to_owned())
     }
 }
 
@@ -346,8 +352,7 @@ fn take_over(name: &str, mode: MountMode) {
         let mut world = World::start(scenario, mode, true, server)?;
 
         let long = world.begin_half_reading(scenario)?;
-        let kept: usize = world.descriptors()?.parse()?;
-        anyhow::ensure!(kept > FILES, "systemd keeps only {kept} descriptors");
+        world.ensure_kept()?;
 
         let nothing = |_: &World, _: &Reading| Ok(());
         world.endures("kill -9", World::kill, nothing)?;
@@ -408,7 +413,7 @@ fn drain(world: &mut World) -> anyhow::Result<()> {
     let mounts = world.systemd.mounts(Path::new("/var/lib/skimmer"))?;
     anyhow::ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
     let kept = world.descriptors()?;
-    anyhow::ensure!(kept == "0", "systemd still keeps {kept} descriptors");
+    anyhow::ensure!(kept == 0, "systemd still keeps {kept} descriptors");
 
     // The unit is as it was before, and the next container has its files.
     world.systemd.systemctl(&["start", UNIT])?;
