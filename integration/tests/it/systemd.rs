@@ -54,10 +54,17 @@ struct Expected {
 }
 
 /// What no take-over may change.
-#[derive(Debug, PartialEq, Eq)]
 struct Seen {
     mounts: BTreeSet<String>,
-    inodes: String,
+    inodes: BTreeSet<String>,
+}
+
+impl Seen {
+    /// What only one of two has seen.
+    fn differences<'a>(&'a self, other: &'a Self) -> Vec<&'a String> {
+        let mounts = self.mounts.symmetric_difference(&other.mounts);
+        mounts.chain(self.inodes.symmetric_difference(&other.inodes)).collect()
+    }
 }
 
 /// Where [`World`]'s image has its file.
@@ -163,6 +170,7 @@ impl World {
         let inodes =
             self.containerd.exec(&self.container, &["sh", "-c", "stat -c '%n %i' /data/*"])?;
         let mounts = mounts.into_iter().collect();
+        let inodes = inodes.lines().map(str::to_owned).collect();
         Ok(Seen { mounts, inodes })
     }
 
@@ -215,7 +223,8 @@ impl World {
         early.finish().with_context(|| format!("{what}: who read before"))?;
         late.finish().with_context(|| format!("{what}: who read meanwhile"))?;
         let after = self.seen()?;
-        anyhow::ensure!(after == before, "{what}: {after:?} instead of {before:?}");
+        let differences = before.differences(&after);
+        anyhow::ensure!(differences.is_empty(), "{what}: changed: {differences:?}");
         self.ensure_kept().context("what systemd keeps").with_context(|| what.to_owned())
     }
 }
