@@ -191,7 +191,7 @@ impl Drop for Containerd {
 }
 
 /// containerd's configuration, which differs between versions (see containerd's `docs/cri/config.md`).
-fn configuration(version: Version, folder: &Path, hosts: &Path, setup: &Setup) -> String {
+pub fn configuration(version: Version, folder: &Path, hosts: &Path, setup: &Setup) -> String {
     let base = folder.display();
     let common = format!(
         "root = '{base}/root'\nstate = '{base}/state'\n\

@@ -1,11 +1,15 @@
 //! What people do with `ctr`, done with the ctr of the containerd's own version.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{self, FirstLine, PATIENCE};
 use crate::containerd::Version;
+
+/// No share of the processors is asked for: control groups may come without that controller.
+const ANY_CPU: [&str; 2] = ["--cpu-shares", "0"];
 
 /// A pull: `ctr image pull`.
 #[derive(Clone, Copy, Debug)]
@@ -30,12 +34,18 @@ pub struct Ctr {
     version: Version,
     folder: PathBuf,
     hosts: PathBuf,
+    enter: Vec<String>,
 }
 
 impl Ctr {
     /// Of the containerd of `version` in `folder`, which reads the registry hosts in `hosts`.
     pub fn new(version: Version, folder: PathBuf, hosts: PathBuf) -> Self {
-        Self { version, folder, hosts }
+        Self { version, folder, hosts, enter: Vec::new() }
+    }
+
+    /// The same, for a containerd in other namespaces; `enter` begins the command line of who enters them.
+    pub fn inside(self, enter: Vec<String>) -> Self {
+        Self { enter, ..self }
     }
 
     pub fn version(&self) -> Version {
@@ -68,8 +78,10 @@ impl Ctr {
 
     /// A call of its version's own ctr.
     pub fn ctr(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(self.version.folder()?.join("usr/bin/ctr"));
-        command.arg("--address").arg(self.address());
+        let program = self.version.folder()?.join("usr/bin/ctr");
+        let mut words = self.enter.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).arg("--address").arg(self.address());
         Ok(command)
     }
 
@@ -130,8 +142,8 @@ impl Ctr {
         program: &[&str],
     ) -> anyhow::Result<Command> {
         let mut call = self.ctr()?;
-        call.args(["run", "--rm", "--snapshotter", snapshotter, "--runc-root"])
-            .arg(self.runc_root());
+        call.arg("run").args(ANY_CPU);
+        call.args(["--rm", "--snapshotter", snapshotter, "--runc-root"]).arg(self.runc_root());
         call.args([reference, id]).args(program);
         Ok(call)
     }
@@ -145,7 +157,8 @@ impl Ctr {
         program: &[&str],
     ) -> anyhow::Result<()> {
         let mut call = self.ctr()?;
-        call.args(["run", "--detach", "--null-io", "--snapshotter", snapshotter, "--runc-root"]);
+        call.arg("run").args(ANY_CPU);
+        call.args(["--detach", "--null-io", "--snapshotter", snapshotter, "--runc-root"]);
         call.arg(self.runc_root()).args([reference, id]).args(program);
         command::output_of(&mut call, PATIENCE)?;
         Ok(())

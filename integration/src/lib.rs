@@ -38,6 +38,7 @@ pub mod start;
 pub mod streamed;
 pub mod sweep;
 pub mod switch;
+pub mod systemd;
 pub mod tar;
 pub mod tools;
 pub mod tree;

@@ -64,12 +64,7 @@ impl Node {
 
     /// Waits until containerd reaches skimmerd again after a restart: it tries anew only every few seconds.
     pub fn wait_connected(&self) -> anyhow::Result<()> {
-        // containerd answers what it can by itself; a new snapshot it can't.
-        let key = format!("probe-{}", unique());
-        wait_for("containerd reaches skimmerd", Duration::from_secs(30), || {
-            self.snapshots("skimmer").ok()?.prepare(&key, "", HashMap::new()).ok()
-        })?;
-        self.snapshots("skimmer")?.remove(&key)
+        wait_connected(&self.containerd.address())
     }
 
     /// The snapshots of `snapshotter` in containerd.
@@ -82,4 +77,17 @@ impl Node {
         let chains = image.chain_ids();
         self.snapshots("skimmer")?.view(chains.last().map_or("", String::as_str), target)
     }
+}
+
+/// Waits until the containerd at `address` reaches its skimmerd.
+pub fn wait_connected(address: &Path) -> anyhow::Result<()> {
+    let snapshots = || Snapshots::connect(address, "skimmer");
+    // containerd answers what it can by itself; a new snapshot it can't.
+    let key = format!("probe-{}", unique());
+    // Else a garbage collection that is due takes it.
+    let stays = HashMap::from([("containerd.io/gc.root".to_owned(), "probe".to_owned())]);
+    wait_for("containerd reaches skimmerd", Duration::from_secs(30), || {
+        snapshots().ok()?.prepare(&key, "", stays.clone()).ok()
+    })?;
+    snapshots()?.remove(&key)
 }

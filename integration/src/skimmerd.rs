@@ -85,7 +85,7 @@ pub enum MountMode {
 }
 
 impl MountMode {
-    const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Fuse => "fuse",

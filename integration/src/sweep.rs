@@ -1,4 +1,4 @@
-//! Removing what a scenario left: processes, containers, mounts, namespaces, files.
+//! Removing what a scenario left: processes, containers, control groups, mounts, namespaces, files.
 //!
 //! Used by every scenario at its end, and at its start for scenarios whose process was killed. Only what carries
 //! a scenario's own folder name is touched.
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{command, mounts};
+use crate::{command, mounts, systemd};
 
 /// Scenario folders are `<temp>/skit-<pid>-<number>`.
 pub const PREFIX: &str = "skit-";
@@ -52,6 +52,7 @@ pub fn folder(folder: &Path) {
     let _ = command::wait_for("processes end", std::time::Duration::from_secs(10), || {
         processes_naming(folder).is_empty().then_some(())
     });
+    systemd::sweep_groups(folder);
     mounts::unmount_below(folder);
 }
 
@@ -101,7 +102,7 @@ fn containers(folder: &Path) {
     }
 }
 
-fn children(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn children(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 

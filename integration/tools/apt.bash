@@ -30,15 +30,15 @@ apt_of_suite() {
     -o Dir::State::Status="$apt/status" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root "$@"
 }
 
-# unpack_from_suite SUITE PACKAGE VERSION-PREFIX STAMP: unpacks the package into <tools>/PACKAGE-<upstream version>
-# and writes that directory's name to STAMP.
+# unpack_from_suite SUITE PACKAGE VERSION-PREFIX STAMP [PACKAGE…]: unpacks the package into <tools>/PACKAGE-<upstream
+# version>, the further ones into the same folder, and writes that folder's name to STAMP.
 unpack_from_suite() {
   local suite=$1 package=$2 prefix=$3 stamp=$4 work deb version target
+  shift 4
   work=$(mktemp -d "$tools/.unpack-XXXXXX")
   apt_of_suite "$suite" update >&2
-  (cd "$work" && apt_of_suite "$suite" download "$package" >&2)
-  deb=$(echo "$work"/*.deb)
-  version=$(dpkg-deb -f "$deb" Version)
+  (cd "$work" && apt_of_suite "$suite" download "$package" "$@" >&2)
+  version=$(dpkg-deb -f "$work/${package}"_*.deb Version)
   version=${version#*:}
   version=${version%%[-~+]*}
   case $version in
@@ -46,7 +46,9 @@ unpack_from_suite() {
     *) echo "$suite offers $package $version, but $prefix* is wanted" >&2; rm -rf "$work"; return 1 ;;
   esac
   target=$tools/$package-$version
-  dpkg-deb -x "$deb" "$work/tree"
+  for deb in "$work"/*.deb; do
+    dpkg-deb -x "$deb" "$work/tree"
+  done
   rm -rf "$target"
   mv "$work/tree" "$target"
   rm -rf "$work"

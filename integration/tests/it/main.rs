@@ -34,6 +34,7 @@ mod swarm_files;
 mod swarm_indexes;
 mod swarm_members;
 mod swarm_rights;
+mod systemd;
 mod takeover;
 mod toc;
 mod units;

@@ -14,7 +14,8 @@ use skimmer_integration::skimmerd;
 use crate::fixtures::small;
 use crate::indexes;
 
-fn unit(name: &str) -> PathBuf {
+/// The file of a unit.
+pub fn unit(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../install").join(name)
 }
 

@@ -88,9 +88,9 @@ pub fn unmount(config: &Config) -> anyhow::Result<()> {
             println!(
                 "containers still use layers that are not complete: what they read of these waits until skimmerd runs again"
             );
-            break;
+            return Ok(());
         }
         thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
+    mounts.forget_all().context("release the descriptors that are kept for all mounts")
 }

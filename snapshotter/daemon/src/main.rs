@@ -8,6 +8,7 @@ mod keeper;
 mod node;
 mod pulled;
 mod swarm;
+mod unit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,9 @@ enum Task {
         /// Unmount every layer: containers that use one get errors from it.
         #[arg(long, required = true)]
         unmount: bool,
+        /// The unit that it ran as, where systemd keeps the descriptors of mounts.
+        #[arg(long, default_value = "skimmerd.service")]
+        unit: String,
     },
 }
 
@@ -63,14 +67,18 @@ fn run(options: &Options) -> anyhow::Result<()> {
         Some(path) => Config::load(path)?,
         None => Config::default(),
     };
-    match options.task {
+    match &options.task {
         Some(Task::Hold) => {
             log::start(&config.log)?;
             Ok(skimmer_keeper::hold::serve(&config.mount.holder_address)?)
         }
-        Some(Task::Drain { unmount: _ }) => {
+        Some(Task::Drain { unmount: _, unit }) => {
             log::start(&config.log)?;
-            keeper::unmount(&config)
+            if unit::keeps(&config, unit) {
+                unit::drain(unit, options.config.as_deref())
+            } else {
+                keeper::unmount(&config)
+            }
         }
         None => serve(&config, options.check),
     }

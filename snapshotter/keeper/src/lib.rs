@@ -73,6 +73,8 @@ pub enum Error {
     NoStore,
     #[error("hand a descriptor to systemd")]
     Notify { source: std::io::Error },
+    #[error("systemd hasn't said within {limit:?} that it has taken a descriptor")]
+    Unanswered { limit: std::time::Duration },
     #[error("systemd keeps no more than {max} descriptors of this unit (FileDescriptorStoreMax=)")]
     Full { max: usize },
     #[error("make a file in memory")]

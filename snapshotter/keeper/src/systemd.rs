@@ -1,16 +1,26 @@
 //! systemd's descriptor store (sd_notify(3), sd_listen_fds(3)): for units with `FileDescriptorStoreMax=`,
 //! `FileDescriptorStorePreserve=yes` and `NotifyAccess=main`.
+//!
+//! Messages to systemd wait in its queue, and it has to find out by then whose they are. So whoever hands over a
+//! descriptor sends a barrier after it (sd_notify_barrier(3)) and waits until systemd has got that far.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
 use crate::{Error, Keeper, Kept, Lasts, check};
+
+/// How long systemd may take for what was sent to it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The store of the unit that this process runs in.
 pub struct Systemd {
@@ -48,18 +58,50 @@ impl Systemd {
     }
 }
 
+/// Waits until systemd has dealt with everything that this process sent to it before.
+fn barrier(limit: Duration) -> Result<(), Error> {
+    let notify = |source| Error::Notify { source };
+    let (answer, systemds) = io::pipe().map_err(notify)?;
+    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[systemds.as_fd()])
+        .map_err(notify)?;
+    // From here on only systemd has it open, and closes it when it comes to this message.
+    drop(systemds);
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(answer.as_fd(), PollFlags::empty())], left) {
+            Ok(0) => return Err(Error::Unanswered { limit }),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(notify(error.into())),
+        }
+    }
+}
+
 fn max() -> usize {
     env::var("FDSTORE").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Whether systemd says that the store of this process's unit outlives the unit's stop.
+/// Whether systemd says that the store of this process's unit outlives the unit's stop: systemd forgets a stopped unit
+/// with its store, whatever that is to preserve, unless another unit wants it.
 fn survives_stop() -> bool {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some(unit) = unit_of(&cgroups) else { return false };
     let asked = Command::new("systemctl")
-        .args(["show", "--property=FileDescriptorStorePreserve", "--value", "--", unit])
+        .args(["show", "--property=FileDescriptorStorePreserve,WantedBy,RequiredBy", "--", unit])
         .output();
-    asked.is_ok_and(|said| said.stdout.trim_ascii() == b"yes")
+    asked.is_ok_and(|said| preserves(&String::from_utf8_lossy(&said.stdout)))
+}
+
+/// Whether a unit with these properties keeps its store when it is stopped.
+fn preserves(properties: &str) -> bool {
+    let all: BTreeMap<_, _> =
+        properties.lines().filter_map(|property| property.split_once('=')).collect();
+    let is_wanted = ["WantedBy", "RequiredBy"]
+        .iter()
+        .any(|name| all.get(name).is_some_and(|units| !units.is_empty()));
+    is_wanted && all.get("FileDescriptorStorePreserve") == Some(&"yes")
 }
 
 /// The service that a process with these `/proc/<id>/cgroup` lines runs in: `0::/system.slice/skimmerd.service`, or
@@ -80,8 +122,10 @@ impl Keeper for Systemd {
             return Err(Error::Full { max: self.max });
         }
         names.insert(name.to_owned());
+        drop(names);
         let state = [NotifyState::FdStore, NotifyState::FdName(name)];
-        sd_notify::notify_with_fds(&state, &[fd]).map_err(|source| Error::Notify { source })
+        sd_notify::notify_with_fds(&state, &[fd]).map_err(|source| Error::Notify { source })?;
+        barrier(PATIENCE)
     }
 
     fn release(&self, name: &str) -> Result<(), Error> {
@@ -98,7 +142,17 @@ impl Keeper for Systemd {
 
 #[cfg(test)]
 mod tests {
-    use super::unit_of;
+    use std::io::{IoSliceMut, Read as _};
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixDatagram;
+    use std::path::Path;
+    use std::process::{Child, Stdio};
+    use std::thread;
+
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+
+    use super::*;
+    use crate::memory;
 
     #[test]
     fn the_unit_is_the_innermost_service() {
@@ -111,5 +165,97 @@ mod tests {
         ] {
             assert_eq!(unit_of(cgroups), unit, "{cgroups}");
         }
+    }
+
+    #[test]
+    fn a_store_outlives_a_stop_if_somebody_wants_the_unit() {
+        for (preserve, wanted, required, expected) in [
+            ("yes", "multi-user.target", "", true),
+            ("yes", "", "a.service b.service", true),
+            ("yes", "", "", false),
+            ("restart", "multi-user.target", "", false),
+        ] {
+            let properties = format!(
+                "RequiredBy={required}\nWantedBy={wanted}\nFileDescriptorStorePreserve={preserve}\n"
+            );
+            assert_eq!(preserves(&properties), expected, "{properties}");
+        }
+        assert!(!preserves(""));
+    }
+
+    /// Runs the ignored test `name`, a process of a unit whose systemd listens at `socket`.
+    fn service(name: &str, socket: &Path) -> Child {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", "--ignored", &format!("systemd::tests::{name}")])
+            .env("NOTIFY_SOCKET", socket)
+            .env("FDSTORE", "16")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// The next message, and the descriptors that came with it.
+    #[expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
+    fn receive(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
+        let mut text = [0; 256];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let fd = socket.as_raw_fd();
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<UnixAddr>(fd, &mut parts, Some(&mut space), flags).unwrap();
+        let mut descriptors = Vec::new();
+        for control in message.cmsgs().unwrap() {
+            let ControlMessageOwned::ScmRights(all) = control else { continue };
+            // SAFETY: the kernel has just opened them for this process, and nobody else knows of them.
+            descriptors.extend(all.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+        let length = message.bytes;
+        (String::from_utf8_lossy(&text[..length]).into_owned(), descriptors)
+    }
+
+    fn said(mut child: Child) -> String {
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(child.wait().unwrap().success(), "{said}");
+        said
+    }
+
+    #[test]
+    fn a_descriptor_is_kept_when_systemd_has_taken_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let mut child = service("keeps", &path);
+        assert_eq!(receive(&socket).0, "FDSTOREREMOVE=1\nFDNAME=name\n");
+        let (text, kept) = receive(&socket);
+        assert_eq!((&text[..], kept.len()), ("FDSTORE=1\nFDNAME=name\n", 1));
+        let (text, answer) = receive(&socket);
+        assert_eq!((&text[..], answer.len()), ("BARRIER=1\n", 1));
+        thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().unwrap().is_none(), "it didn't wait");
+        drop(answer);
+        said(child);
+    }
+
+    #[test]
+    fn a_systemd_that_is_silent_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let _silent = UnixDatagram::bind(&path).unwrap();
+        said(service("gives_up", &path));
+    }
+
+    #[test]
+    #[ignore = "a process of its own, which the tests above start"]
+    fn keeps() {
+        let (keeper, _) = Systemd::open().unwrap();
+        memory::open(&(std::sync::Arc::new(keeper) as _), &mut Vec::new(), "name").unwrap();
+    }
+
+    #[test]
+    #[ignore = "a process of its own, which the tests above start"]
+    fn gives_up() {
+        let error = barrier(Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, Error::Unanswered { .. }), "{error}");
     }
 }

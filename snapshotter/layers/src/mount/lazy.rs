@@ -191,6 +191,15 @@ impl Mounts {
         self.prefill.as_ref().is_none_or(|prefill| prefill.is_settled())
     }
 
+    /// Releases what is kept for all mounts together: there are none, and this process takes no more.
+    pub fn forget_all(&self) -> Result<(), skimmer_keeper::Error> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let [group, journal] = self.prefill_names();
+        [&group, &journal, self.requests.name()]
+            .into_iter()
+            .try_for_each(|name| keeper.release(name))
+    }
+
     /// From now on no reader is told anything: what is unanswered is the next process's.
     pub fn begin_leaving(&self) {
         if let Some(prefill) = &self.prefill {

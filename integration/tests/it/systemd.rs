@@ -1,0 +1,437 @@
+//! Take-over through systemd's descriptor store: skimmerd as the real unit of a real systemd.
+
+use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use skimmer_integration::command::{self, PATIENCE, wait_for};
+use skimmer_integration::containerd::{self, Version};
+use skimmer_integration::ctr::{Ctr, Pull};
+use skimmer_integration::image::{Image, Plan};
+use skimmer_integration::layer::Format;
+use skimmer_integration::log_check::LogCheck;
+use skimmer_integration::node;
+use skimmer_integration::registry::Registry;
+use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmer::Skimmer;
+use skimmer_integration::skimmerd::{self, MountMode, Skimmerd};
+use skimmer_integration::systemd::{self, Systemd};
+use skimmer_integration::tools;
+
+use crate::fixtures::{blobs, busybox, data, md5sum};
+use crate::units::unit;
+
+const UNIT: &str = "skimmerd.service";
+/// Each a layer with one file.
+const FILES: usize = 32;
+const LEN: usize = 256 << 10;
+/// A file that stays open all along.
+const LONG: &str = "long";
+const LONG_LEN: usize = 8 << 20;
+
+/// Both daemons as services, and a container of a lazily mounted image.
+struct World {
+    // Dropped last: who uses it ends with systemd.
+    systemd: Systemd,
+    _registry: Registry,
+    skimmer: Skimmer,
+    containerd: Ctr,
+    container: String,
+    reference: String,
+    files: Vec<Expected>,
+    unread: std::ops::Range<usize>,
+}
+
+/// What `md5sum` says of a file.
+struct Expected {
+    path: String,
+    sum: String,
+}
+
+/// What no take-over may change.
+struct Seen {
+    mounts: BTreeSet<String>,
+    inodes: BTreeSet<String>,
+}
+
+impl Seen {
+    /// What only one of two has seen.
+    fn differences<'a>(&'a self, other: &'a Self) -> Vec<&'a String> {
+        let mounts = self.mounts.symmetric_difference(&other.mounts);
+        mounts.chain(self.inodes.symmetric_difference(&other.inodes)).collect()
+    }
+}
+
+/// Where [`World`]'s image has its file.
+fn name(file: usize) -> String {
+    format!("file-{file:02}")
+}
+
+impl World {
+    /// `expected` serves lazily mounted layers: every layer is mounted and kept, and none of the files has been read.
+    fn start(
+        scenario: &Scenario,
+        mode: MountMode,
+        enabled: bool,
+        expected: &str,
+    ) -> anyhow::Result<Self> {
+        let registry = Registry::start(scenario)?;
+        let mut layers = vec![busybox(scenario, Format::Gzip)?];
+        layers.push(data(scenario, LONG, LONG_LEN, Format::Gzip)?);
+        let mut files = Vec::new();
+        for file in 0..FILES {
+            let name = name(file);
+            layers.push(data(scenario, &name, LEN, Format::Gzip)?);
+            let sum = md5sum(scenario, &name, LEN)?;
+            files.push(Expected { path: format!("/data/{name}"), sum });
+        }
+        let image = Plan::new("systemd/image", layers).build(&blobs(scenario))?;
+        let reference = registry.add(&image)?;
+        let indexes = learn(scenario, &image, &reference)?;
+
+        let systemd = Systemd::start(scenario, &setup(scenario, mode, enabled)?)?;
+        let folder = containerd_folder(scenario);
+        let world = Self {
+            skimmer: Skimmer::at(systemd.folder("run").join("skimmer/skimmerd.sock")),
+            containerd: Ctr::new(Version::V2, folder, scenario.hosts()).inside(systemd.enter()),
+            systemd,
+            _registry: registry,
+            container: format!("reader-{}", std::process::id()),
+            reference,
+            files,
+            unread: 0..FILES,
+        };
+        LogCheck::of(scenario, "skimmerd");
+        if !enabled {
+            world.systemd.systemctl(&["start", UNIT])?;
+        }
+        world.wait_serving("0")?;
+        for layer in &image.layers {
+            let file = skimmerd::index_file(&indexes, &layer.blob.digest);
+            world.skimmer.ask(&["index", "import", file.to_str().context("not UTF-8")?])?;
+        }
+        world.systemd.systemctl(&["start", "containerd.service"])?;
+        node::wait_connected(&world.containerd.address())?;
+        world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
+        // Killed at once after the last descriptor was handed over, by an id that is known before.
+        let (main, processes) = (world.main()?, world.systemd.processes(UNIT)?);
+        world.start_container()?;
+        for process in processes {
+            kill(process, Signal::SIGKILL)?;
+        }
+        world.wait_serving(&main)?;
+        node::wait_connected(&world.containerd.address())?;
+        let images = world.skimmer.ask(&["status", &world.reference])?;
+        let server = &images[0]["layers"][1]["server"];
+        anyhow::ensure!(server == expected, "{server} serves, not {expected}: {images}");
+        Ok(world)
+    }
+
+    /// Its process, inside; `0` if there is none.
+    fn main(&self) -> anyhow::Result<String> {
+        self.systemd.property(UNIT, "MainPID")
+    }
+
+    /// `kill -9`
+    fn kill(&self) -> anyhow::Result<()> {
+        self.systemd.systemctl(&["kill", "--signal=KILL", "--kill-whom=main", UNIT]).map(drop)
+    }
+
+    /// Waits until skimmerd serves, as another process than `before`.
+    fn wait_serving(&self, before: &str) -> anyhow::Result<()> {
+        let served = wait_for("the unit serves", Duration::from_secs(20), || {
+            let is_new = self.main().is_ok_and(|main| main != "0" && main != before);
+            is_new.then(|| UnixStream::connect(self.skimmer.address()).ok()).flatten()
+        });
+        served.map(drop).with_context(|| {
+            let state = self.systemd.systemctl(&["show", UNIT]);
+            let of_interest = |line: &&str| {
+                ["Active", "Result", "Exec", "NRestarts"]
+                    .iter()
+                    .any(|start| line.starts_with(start))
+            };
+            let state = state.unwrap_or_else(|error| format!("{error:#}"));
+            state.lines().filter(of_interest).collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    fn start_container(&self) -> anyhow::Result<()> {
+        let program = ["sleep", "1000000"];
+        self.containerd.start_image(&self.reference, "skimmer", &self.container, &program)
+    }
+
+    fn seen(&self) -> anyhow::Result<Seen> {
+        let mounts = self.systemd.mounts(Path::new("/var/lib/skimmer"))?;
+        let inodes =
+            self.containerd.exec(&self.container, &["sh", "-c", "stat -c '%n %i' /data/*"])?;
+        let mounts = mounts.into_iter().collect();
+        let inodes = inodes.lines().map(str::to_owned).collect();
+        Ok(Seen { mounts, inodes })
+    }
+
+    /// How many systemd keeps.
+    fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(self.systemd.property(UNIT, "NFileDescriptorStore")?.parse()?)
+    }
+
+    /// Every layer that is not complete is kept.
+    fn ensure_kept(&self) -> anyhow::Result<()> {
+        let kept = self.descriptors()?;
+        anyhow::ensure!(kept >= self.unread.len(), "only {kept} for {:?}", self.unread);
+        Ok(())
+    }
+
+    /// Begins to read a file that nobody has read yet; it may have to wait.
+    fn begin_reading(&mut self) -> anyhow::Result<Reading> {
+        let file = &self.files[self.unread.next().context("every file has been read")?];
+        let call = self.containerd.exec_command(&self.container, &["md5sum", &file.path])?;
+        Ok(Reading::begin(call, &file.sum))
+    }
+
+    /// A reader of [`LONG`] that reads a half, and goes on once there is a file `/tmp/on`.
+    fn begin_half_reading(&self, scenario: &Scenario) -> anyhow::Result<Reading> {
+        let half = format!("dd bs=64k count={} 2>/dev/null", LONG_LEN / 2 / (64 << 10));
+        let script = format!(
+            "{{ {half}; while ! [ -e /tmp/on ]; do sleep 0.1; done; {half}; }} </data/{LONG} | md5sum"
+        );
+        let call = self.containerd.exec_command(&self.container, &["sh", "-c", &script])?;
+        let sum = md5sum(scenario, LONG, LONG_LEN)?;
+        let sum = sum.split(' ').next().unwrap_or_default();
+        Ok(Reading::begin(call, &format!("{sum}  -")))
+    }
+
+    /// Does something to skimmerd which ends one process and begins another; `meanwhile` is given a reader that came
+    /// after that. Nobody notices, apart from the time that it takes.
+    fn endures(
+        &mut self,
+        what: &str,
+        disturb: impl FnOnce(&Self) -> anyhow::Result<()>,
+        meanwhile: impl FnOnce(&Self, &Reading) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let before = self.seen()?;
+        let main = self.main()?;
+        let early = self.begin_reading()?;
+        disturb(self).with_context(|| what.to_owned())?;
+        let late = self.begin_reading()?;
+        meanwhile(self, &late).with_context(|| what.to_owned())?;
+        self.wait_serving(&main).with_context(|| what.to_owned())?;
+        early.finish().with_context(|| format!("{what}: who read before"))?;
+        late.finish().with_context(|| format!("{what}: who read meanwhile"))?;
+        let after = self.seen()?;
+        let differences = before.differences(&after);
+        anyhow::ensure!(differences.is_empty(), "{what}: changed: {differences:?}");
+        self.ensure_kept().context("what systemd keeps").with_context(|| what.to_owned())
+    }
+}
+
+/// A reader at work.
+struct Reading {
+    thread: JoinHandle<anyhow::Result<String>>,
+    expected: String,
+}
+
+impl Reading {
+    fn begin(mut call: Command, expected: &str) -> Self {
+        let thread = thread::spawn(move || command::output_of(&mut call, PATIENCE));
+        Self { thread, expected: expected.to_owned() }
+    }
+
+    /// It has to have got the right bytes.
+    fn finish(self) -> anyhow::Result<()> {
+        let said = self.thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
+        let expected = self.expected;
+        anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+        Ok(())
+    }
+
+    fn ensure_waits(&self) -> anyhow::Result<()> {
+        thread::sleep(Duration::from_secs(1));
+        anyhow::ensure!(!self.thread.is_finished(), "nobody could have answered it");
+        Ok(())
+    }
+}
+
+/// Has a skimmerd of this machine learn an image's indexes; returns the folder with them.
+fn learn(scenario: &Scenario, image: &Image, reference: &str) -> anyhow::Result<PathBuf> {
+    let nobody = scenario.path("no-containerd.sock");
+    let setup = skimmerd::Setup::default();
+    let mut teacher = Skimmerd::start(scenario, "teacher", &nobody, &setup)?;
+    teacher.ask(&["index", "build", reference])?;
+    let folder = scenario.path("indexes");
+    teacher.export_indexes(image, &folder)?;
+    teacher.terminate()?;
+    Ok(folder)
+}
+
+/// The unit as it is installed; apart from where it logs to, nothing of it is changed.
+fn setup(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<systemd::Setup> {
+    let logs = scenario.logs();
+    let log = |name: &str| {
+        let path = logs.join(name).display().to_string();
+        format!("StandardOutput=append:{path}.out\nStandardError=append:{path}.log\n")
+    };
+    let folder = containerd_folder(scenario);
+    let configuration = folder.join("config.toml");
+    std::fs::create_dir_all(&folder)?;
+    let containerd = containerd::Setup {
+        skimmer: Some("/run/skimmer/skimmerd.sock".into()),
+        ..containerd::Setup::default()
+    };
+    let text = containerd::configuration(Version::V2, &folder, &scenario.hosts(), &containerd);
+    std::fs::write(&configuration, text)?;
+    let programs = Version::V2.folder()?.join("usr/bin").display().to_string();
+    Ok(systemd::Setup {
+        units: vec![
+            (UNIT, std::fs::read_to_string(unit(UNIT))?),
+            ("skimmerd.service.d/log.conf", format!("[Service]\n{}", log("skimmerd"))),
+            (
+                "containerd.service",
+                format!(
+                    "[Service]\nExecStart={programs}/containerd --config {}\nDelegate=yes\n\
+                     Environment=PATH={programs}:/usr/sbin:/usr/bin\n{}",
+                    configuration.display(),
+                    log("containerd"),
+                ),
+            ),
+        ],
+        enabled: if enabled { vec![UNIT] } else { Vec::new() },
+        etc: vec![(
+            "skimmer/skimmerd.toml",
+            format!(
+                "[containerd]\naddress = '{}/c.sock'\n[registry]\nconfig_path = '{}'\n\
+                 [index]\nmin_layer_bytes = 0\n[mount]\nmode = '{}'\n\
+                 [background]\nenabled = false\n[metrics]\naddress = ''\n[log]\nformat = 'json'\n",
+                folder.display(),
+                scenario.hosts().display(),
+                mode.name(),
+            ),
+        )],
+        programs: vec![tools::built("skimmerd")?],
+    })
+}
+
+fn containerd_folder(scenario: &Scenario) -> PathBuf {
+    scenario.path("containerd")
+}
+
+/// Who serves incomplete layers in the mode "auto" where systemd keeps the descriptors.
+fn automatic() -> anyhow::Result<&'static str> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // Pre-content events.
+    Ok(if version >= (6, 14) { "kernel" } else { "fuse" })
+}
+
+#[test]
+fn skimmerd_serves_what_systemd_kept() {
+    take_over("systemd-fuse", MountMode::Fuse);
+}
+
+#[test]
+fn the_kernel_serves_what_systemd_kept() {
+    take_over("systemd-auto", MountMode::Auto);
+}
+
+/// systemd forgets a stopped unit that no other wants, with what it keeps.
+#[test]
+fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
+    with_systemd("systemd-disabled", |scenario| {
+        let mut world = World::start(scenario, MountMode::Auto, false, "fuse")?;
+        world.endures("kill -9", World::kill, |_, _| Ok(()))
+    });
+}
+
+fn with_systemd(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) {
+    if let Some(reason) = Systemd::impossible() {
+        println!("{name} skipped: no systemd can run here: {reason}");
+        return;
+    }
+    scenario(name, body);
+}
+
+fn take_over(name: &str, mode: MountMode) {
+    with_systemd(name, |scenario| {
+        let server = if mode == MountMode::Fuse { "fuse" } else { automatic()? };
+        let mut world = World::start(scenario, mode, true, server)?;
+
+        let long = world.begin_half_reading(scenario)?;
+        world.ensure_kept()?;
+
+        let nothing = |_: &World, _: &Reading| Ok(());
+        world.endures("kill -9", World::kill, nothing)?;
+        world.endures(
+            "kill -9 again and again",
+            |world| {
+                for _ in 0..6 {
+                    let main = world.main()?;
+                    world.kill()?;
+                    world.wait_serving(&main)?;
+                }
+                Ok(())
+            },
+            nothing,
+        )?;
+        let systemctl = |what: &'static str| {
+            move |world: &World| world.systemd.systemctl(&[what, UNIT]).map(drop)
+        };
+        world.endures("restart", systemctl("restart"), nothing)?;
+        world.endures("stop and start", systemctl("stop"), |world, reading| {
+            reading.ensure_waits()?;
+            systemctl("start")(world)
+        })?;
+        world.endures(
+            "upgrade",
+            |world| {
+                let program = world.systemd.folder("bin").join("skimmerd");
+                let next = program.with_extension("next");
+                std::fs::copy(&program, &next)?;
+                std::fs::rename(&next, &program)?;
+                systemctl("restart")(world)
+            },
+            nothing,
+        )?;
+        world.containerd.exec(&world.container, &["sh", "-c", "echo >/tmp/on"])?;
+        long.finish().context("who had a file open all along")?;
+
+        drain(&mut world)
+    });
+}
+
+/// Drained mounts are gone, who waits for one is told, and systemd keeps nothing.
+fn drain(world: &mut World) -> anyhow::Result<()> {
+    world.systemd.systemctl(&["stop", UNIT])?;
+    let file = &world.files[world.unread.next().context("every file has been read")?].path;
+    let mut call = world.containerd.exec_command(&world.container, &["cat", file])?;
+    let told = thread::spawn(move || command::failure_of(&mut call, PATIENCE));
+    thread::sleep(Duration::from_secs(1));
+    anyhow::ensure!(!told.is_finished(), "nobody could have answered it");
+    let mut call = world.systemd.command("/usr/local/bin/skimmerd");
+    call.args(["drain", "--unmount", "--config", "/etc/skimmer/skimmerd.toml"]);
+    command::output_of(&mut call, PATIENCE)?;
+    told.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    // What is missing of a layer that the kernel serves may be asked for as long as somebody uses that. Its user may
+    // have died of what was taken from it.
+    let _ = world.containerd.remove_container(&world.container);
+    command::output_of(&mut call, PATIENCE)?;
+    let mounts = world.systemd.mounts(Path::new("/var/lib/skimmer"))?;
+    anyhow::ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
+    let kept = world.descriptors()?;
+    anyhow::ensure!(kept == 0, "systemd still keeps {kept} descriptors");
+
+    // The unit is as it was before, and the next container has its files.
+    world.systemd.systemctl(&["start", UNIT])?;
+    world.wait_serving("0")?;
+    node::wait_connected(&world.containerd.address())?;
+    let next = format!("next-{}", std::process::id());
+    let program = ["sh", "-c", "md5sum /data/file-*"];
+    let said = world.containerd.run_image(&world.reference, "skimmer", &next, &program)?;
+    let expected: String = world.files.iter().map(|file| &file.sum[..]).collect();
+    anyhow::ensure!(said.trim() == expected.trim(), "{said:?} instead of {expected:?}");
+    Ok(())
+}
