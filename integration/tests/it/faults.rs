@@ -85,6 +85,10 @@ impl<'a> World<'a> {
         fleet.wait_attending()?;
         let mut load =
             Load::start(&fleet.machines[NODE], images(scenario, &fleet)?, &scenario.path("said"))?;
+        if plan.quota_bytes > 0 {
+            // For a moment all images are in use: the fullest that the cache can be.
+            fleet.machines[NODE].skimmerd.expect_log("cache is over its quota");
+        }
         load.wait_progress()?;
         // What was lazy is complete by now: a daemon that starts has the kernel serve it as well.
         let node = &mut fleet.machines[NODE].skimmerd;
