@@ -5,12 +5,13 @@
 //!
 //! Invariants:
 //! - An id is not used twice as long as anything is mounted under it; a number is a path that a container may name.
-//! - Nothing here opens a file on one of our own mounts: a fork of this process would inherit the
+//! - Nothing here opens a file on a mount that this process serves: a fork would inherit the
 //!   descriptor and flush it to a server that does not answer forks.
 //! - What a dead predecessor left is taken over ([`Left`]) or unmounted before the first new mount.
 //! - A FUSE mount's path is told to nobody before its descriptor is kept, where there is a keeper.
 //! - The kernel serves an incomplete layer only where somebody keeps what its readers wait by (see [`prefill`]).
 
+mod cached;
 mod direct;
 pub mod info;
 mod kernel;
@@ -22,12 +23,12 @@ mod read_ahead;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fuser::InitFlags;
 use nix::mount::{MntFlags, umount2};
@@ -37,6 +38,7 @@ use skimmer_proto::Digest;
 use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
+pub use cached::Cached;
 pub use direct::is_safe as reads_directly;
 use kernel::Kernel;
 pub use kernel::version;
@@ -180,7 +182,7 @@ impl Mounts {
                 let flags = flags();
                 let name = self.name(id, flags);
                 self.keep(&name, &device);
-                Ok(self.mount(id, self.fuse_server(name)))
+                Ok(self.mount(id, self.fuse_server(name, device.link())))
             }
             Err(source) => {
                 self.give_up(&path);
@@ -217,7 +219,7 @@ impl Mounts {
         self.requests.resume(id, &device, &file_system, flags);
         let served = device.resume(file_system, flags, config);
         let _thread = served.map_err(|source| Error::Serve { path: self.path(id), source })?;
-        Ok(self.mount(id, self.fuse_server(self.name(id, flags))))
+        Ok(self.mount(id, self.fuse_server(self.name(id, flags), device.link())))
     }
 
     /// A mount that an earlier process left and the kernel serves.
@@ -256,7 +258,9 @@ impl Mounts {
         self.requests.forget(left.id);
         let server = match &left.kind {
             LeftKind::Kernel => Server::Kernel,
-            LeftKind::Fuse { flags, .. } => self.fuse_server(self.name(left.id, *flags)),
+            LeftKind::Fuse { flags, .. } => {
+                self.fuse_server(self.name(left.id, *flags), Weak::new())
+            }
             LeftKind::Lazy { file, .. } => self.lazy_server(left.id, *file),
         };
         drop(self.mount(left.id, server));
@@ -266,8 +270,9 @@ impl Mounts {
         Mount::new(id, self.path(id), server)
     }
 
-    fn fuse_server(&self, name: Name) -> Server {
-        Server::Fuse(self.keeper.as_ref().map(|keeper| (name, Arc::clone(keeper))))
+    fn fuse_server(&self, name: Name, device: Weak<File>) -> Server {
+        let kept = self.keeper.as_ref().map(|keeper| (name, Arc::clone(keeper)));
+        Server::Fuse { kept, device }
     }
 
     fn point(&self, id: u64) -> Result<PathBuf, Error> {

@@ -12,9 +12,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::thread;
 
-use fuser::{Filesystem, InitFlags, Session, SessionACL};
+use fuser::{Filesystem, INodeNo, InitFlags, Session, SessionACL};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -34,6 +36,7 @@ const FUSE_INIT: u32 = 26;
 const MAJOR: u32 = 7;
 /// Whatever the kernel speaks by now, all that is said to it exists since then.
 const MINOR: u32 = 40;
+const FUSE_NOTIFY_INVAL_INODE: u32 = 2;
 const FUSE_NOTIFY_RESEND: u32 = 7;
 
 /// The joining thread does nothing but wait.
@@ -74,7 +77,7 @@ pub fn bound_idle_memory() {}
 /// An open `/dev/fuse` that is mounted somewhere.
 #[derive(Debug)]
 pub struct Device {
-    file: File,
+    file: Arc<File>,
 }
 
 impl Device {
@@ -92,12 +95,17 @@ impl Device {
         );
         mount(Some(source), path, Some(FILE_SYSTEM), MsFlags::MS_RDONLY, Some(options.as_str()))
             .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })?;
-        Ok(Self { file })
+        Ok(Self { file: Arc::new(file) })
     }
 
     /// The device behind a mount that an earlier process left.
     pub fn left(descriptor: OwnedFd) -> Self {
-        Self { file: descriptor.into() }
+        Self { file: Arc::new(descriptor.into()) }
+    }
+
+    /// By which the kernel can be told something, for as long as it is served.
+    pub fn link(&self) -> Weak<File> {
+        Arc::downgrade(&self.file)
     }
 
     /// Answers the kernel from threads of its own until the file system is unmounted and unused. `greeted` is called
@@ -112,7 +120,7 @@ impl Device {
         let session = Session::from_fd(file_system, descriptor, SessionACL::All, settings(config))
             .map_err(|source| Error::Handshake { source })?;
         greeted();
-        run(session)
+        run(session, Arc::clone(&self.file))
     }
 
     /// The same for a mount whose kernel agreed on `flags` with an earlier process, which is gone.
@@ -126,9 +134,9 @@ impl Device {
         let (_kernel, session) = greet_over_socket(file_system, flags, config).map_err(failed)?;
         self.replace(session.as_fd().as_raw_fd()).map_err(failed)?;
         if flags.contains(InitFlags::FUSE_HAS_RESEND) {
-            nix::unistd::write(&self.file, &resend()).map_err(|errno| failed(errno.into()))?;
+            nix::unistd::write(&*self.file, &resend()).map_err(|errno| failed(errno.into()))?;
         }
-        run(session)
+        run(session, Arc::clone(&self.file))
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
@@ -140,7 +148,7 @@ impl Device {
     fn replace(&self, number: i32) -> io::Result<()> {
         // SAFETY: the number is the session's, which lives and owns it before as after; the socket that it meant is
         // closed by the call, and by nobody else.
-        let new = unsafe { dup3_raw(&self.file, number, OFlag::O_CLOEXEC) }?;
+        let new = unsafe { dup3_raw(&*self.file, number, OFlag::O_CLOEXEC) }?;
         // It is the session's to close.
         let _ = new.into_raw_fd();
         Ok(())
@@ -169,7 +177,11 @@ fn settings(config: &FuseConfig) -> fuser::Config {
     settings
 }
 
-fn run<F: Filesystem>(session: Session<F>) -> Result<thread::JoinHandle<()>, Error> {
+/// Serves until the end; what [`Device::link`] gives works until then.
+fn run<F: Filesystem>(
+    session: Session<F>,
+    linked: Arc<File>,
+) -> Result<thread::JoinHandle<()>, Error> {
     thread::Builder::new()
         .name("fuse-session".to_owned())
         .stack_size(STACK_BYTES)
@@ -177,6 +189,7 @@ fn run<F: Filesystem>(session: Session<F>) -> Result<thread::JoinHandle<()>, Err
             if let Err(error) = session.run() {
                 tracing::error!(%error, "stopped serving a mount: its readers now fail");
             }
+            drop(linked);
         })
         .map_err(|source| Error::Thread { source })
 }
@@ -203,6 +216,27 @@ fn greeting(flags: InitFlags) -> Vec<u8> {
 fn resend() -> Vec<u8> {
     let (len, unique) = (16u32, 0u64);
     [&len.to_ne_bytes()[..], &FUSE_NOTIFY_RESEND.to_ne_bytes(), &unique.to_ne_bytes()].concat()
+}
+
+/// Has the kernel forget what it has cached of the file with this inode number. Waits for reads of it to be answered.
+pub fn forget_cached(device: &File, inode: INodeNo) -> io::Result<()> {
+    match nix::unistd::write(device, &invalidation(inode)) {
+        // It doesn't know the file.
+        Ok(_) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The notification that the whole file has changed: `struct fuse_out_header`, then
+/// `struct fuse_notify_inval_inode_out` (inode, offset, length; 0 is all).
+fn invalidation(inode: INodeNo) -> Vec<u8> {
+    let (len, unique) = (16u32 + 24, 0u64);
+    let mut message = len.to_ne_bytes().to_vec();
+    message.extend(FUSE_NOTIFY_INVAL_INODE.to_ne_bytes());
+    for word in [unique, inode.0, 0, 0] {
+        message.extend(word.to_ne_bytes());
+    }
+    message
 }
 
 impl AsFd for Device {

@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use skimmer_keeper::Keeper;
 
+use super::cached::Cached;
 use super::direct;
 use super::lazy::Lazy;
 use super::left::Name;
@@ -19,8 +20,8 @@ use super::{Error, error_chain, release};
 pub enum Server {
     /// The kernel by itself.
     Kernel,
-    /// This process; who is to forget the descriptor when the mount goes.
-    Fuse(Option<(Name, Arc<dyn Keeper>)>),
+    /// This process, by `device` as long as it does; who is to forget the descriptor when the mount goes.
+    Fuse { kept: Option<(Name, Arc<dyn Keeper>)>, device: Weak<File> },
     /// The kernel, which asks this process for what is missing.
     Lazy(Lazy),
 }
@@ -57,7 +58,15 @@ impl Mount {
 
     /// Whether this process serves it, and not the kernel.
     pub const fn is_fuse(&self) -> bool {
-        matches!(self.server, Server::Fuse(_))
+        matches!(self.server, Server::Fuse { .. })
+    }
+
+    /// What the kernel has cached of its files.
+    pub fn cached(&self) -> Cached {
+        match &self.server {
+            Server::Fuse { device, .. } => Cached::Fuse(Weak::clone(device)),
+            Server::Kernel | Server::Lazy(_) => Cached::Kernel(self.path.clone()),
+        }
     }
 
     /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
@@ -103,7 +112,7 @@ impl Mount {
 
     /// Leaves the mount to whoever comes after this process, if it can live until then.
     pub fn leave(mut self) {
-        if !matches!(self.server, Server::Fuse(None)) {
+        if !matches!(self.server, Server::Fuse { kept: None, .. }) {
             self.mounted = false;
         }
     }
@@ -112,7 +121,7 @@ impl Mount {
         if !std::mem::take(&mut self.mounted) {
             return Ok(());
         }
-        if let Server::Fuse(Some((name, keeper))) = &self.server {
+        if let Server::Fuse { kept: Some((name, keeper)), .. } = &self.server {
             release(keeper.as_ref(), name);
         }
         let failed = |source| Error::Unmount { path: self.path.clone(), source };

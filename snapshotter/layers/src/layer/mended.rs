@@ -1,0 +1,69 @@
+//! Files of which bytes in the data file were wrong, and are right now: the kernel may have cached them as they were.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use skimmer_index::erofs::{FileKind, Inodes, Nid};
+
+use super::Layer;
+use crate::fuse::attr::Numbers;
+use crate::mount::{Cached, Mount, error_chain};
+
+impl Layer {
+    /// Has the kernel read again the files with bytes in these parts of the data file. Where this process serves
+    /// them, only once nothing is missing: readers who wait for bytes from elsewhere would be waited for. Blocks.
+    pub(crate) fn read_again(&self, mended: &[Range<u64>]) {
+        let (open, all) = {
+            let core = self.core();
+            let Some(open) = core.open.clone() else { return };
+            let mounts = core.mount.iter().chain(&core.former);
+            (open, mounts.map(Mount::cached).collect::<Vec<_>>())
+        };
+        let whole = open.fill.data().complete();
+        let numbers = Numbers::new(open.inodes.root());
+        let files = affected(&open.inodes, mended);
+        for cached in all.iter().filter(|cached| whole || matches!(cached, Cached::Kernel(_))) {
+            for (nid, path) in &files {
+                if let Err(error) = cached.forget(numbers.number(*nid), path) {
+                    tracing::warn!(layer = %self.digest(), file = %path.display(), error = error_chain(&error),
+                        "the kernel may have cached bytes that were wrong on disk");
+                }
+            }
+        }
+    }
+}
+
+/// The regular files with bytes in `parts` of the data file, with one of their paths from the layer's root.
+fn affected<B: AsRef<[u8]>>(inodes: &Inodes<B>, parts: &[Range<u64>]) -> Vec<(Nid, PathBuf)> {
+    let mut seen = BTreeSet::from([inodes.root()]);
+    let mut dirs = vec![(inodes.root(), PathBuf::new())];
+    let mut found = Vec::new();
+    while let Some((dir, path)) = dirs.pop() {
+        let entries = inodes.entries(dir, 0);
+        for entry in entries.filter(|entry| !matches!(entry.name, b"." | b"..")) {
+            if !seen.insert(entry.nid) {
+                continue;
+            }
+            let path = path.join(OsStr::from_bytes(entry.name));
+            match entry.kind {
+                FileKind::Dir => dirs.push((entry.nid, path)),
+                FileKind::File if lies_in(inodes, entry.nid, parts) => {
+                    found.push((entry.nid, path))
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+fn lies_in<B: AsRef<[u8]>>(inodes: &Inodes<B>, nid: Nid, parts: &[Range<u64>]) -> bool {
+    inodes.extents(nid, 0..u64::MAX).any(|extent| {
+        let meets =
+            |at: u64| parts.iter().any(|part| at < part.end && part.start < at + extent.len);
+        extent.at.is_some_and(meets)
+    })
+}
