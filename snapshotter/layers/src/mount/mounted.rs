@@ -61,6 +61,11 @@ impl Mount {
         matches!(self.server, Server::Fuse { .. })
     }
 
+    /// Whether the kernel serves it, and asks for what is missing.
+    pub const fn is_lazy(&self) -> bool {
+        matches!(self.server, Server::Lazy(_))
+    }
+
     /// What the kernel has cached of its files.
     pub fn cached(&self) -> Cached {
         match &self.server {

@@ -23,7 +23,7 @@ const MIB: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the kernel can't, there is nothing to test.
-fn kernel_asks() -> bool {
+pub fn kernel_asks() -> bool {
     Prefill::probe(&std::env::temp_dir()).is_ok()
 }
 
