@@ -1,11 +1,12 @@
 //! What the node takes of its disk: told truthfully, given up when asked, and checked.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::Value;
 use skimmer_integration::command::{failure_of, output_of, wait_for};
 use skimmer_integration::containerd::Version;
@@ -15,8 +16,10 @@ use skimmer_integration::image::Image;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
+use skimmer_integration::skimmerd::{self, MountMode};
 
-use crate::fixtures::{mount_point, pause, small};
+use crate::fixtures::{md5sum, mount_point, pause, small};
+use crate::indexes;
 use crate::lifecycle::disk_usage;
 
 const KIB: u64 = 1 << 10;
@@ -220,4 +223,66 @@ fn bit_rot_is_found_and_mended() {
         })?;
         Ok(())
     });
+}
+
+#[test]
+fn containers_read_what_is_right_again_where_skimmerd_serves_it() {
+    let setup = || skimmerd::Setup { mounts: Some(MountMode::Fuse), ..skimmerd::Setup::default() };
+    scenario("bit-rot-in-use-fuse", |scenario| in_use(scenario, setup(), false));
+    scenario("bit-rot-in-use-fuse-filled", |scenario| in_use(scenario, setup(), true));
+}
+
+#[test]
+fn containers_read_what_is_right_again_where_the_kernel_serves_it() {
+    let setup = skimmerd::Setup::default;
+    scenario("bit-rot-in-use-kernel", |scenario| in_use(scenario, setup(), false));
+    if MountMode::of_this_run() == MountMode::Kernel {
+        scenario("bit-rot-in-use-kernel-filled", |scenario| in_use(scenario, setup(), true));
+    }
+}
+
+/// The data file of a layer rots under a container that has read of it, also what is wrong; `lazily`: it was mounted
+/// before its bytes had come.
+fn in_use(scenario: &Scenario, skimmerd: skimmerd::Setup, lazily: bool) -> anyhow::Result<()> {
+    let registry = Registry::start(scenario)?;
+    let image = small(scenario, "disk/used")?;
+    let reference = registry.add(&image)?;
+    let setup = Setup { skimmerd, ..Setup::default() };
+    let mut node = Node::start_with(scenario, Version::V2, &setup)?;
+    node.skimmerd.expect_log("cached bytes had changed on disk");
+    if lazily {
+        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
+    }
+    node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+    node.containerd.start_image(&reference, "skimmer", "user", &["sleep", "100000"])?;
+    let expected = md5sum(scenario, "disk-used", 8 << 20)?;
+    let is_right = |node: &Node| -> anyhow::Result<bool> {
+        let said = node.containerd.exec("user", &["md5sum", "/data/disk-used"])?;
+        Ok(said.trim() == expected.trim())
+    };
+    anyhow::ensure!(is_right(&node)?, "other bytes before anything was wrong");
+    let view = node.view(&image, &mount_point(scenario, "used"))?;
+    let file = File::open(view.path().join("data/disk-used"))?;
+
+    let blob = image.layers[1].blob.digest;
+    let cache = node.skimmerd.root().join("cache");
+    let [data, source] =
+        ["layers-v1", "blobs-v1"].map(|part| cache.join(part).join(blob.hex()).join("data"));
+    for both in [false, true] {
+        spoil(&data)?;
+        if both {
+            spoil(&source)?;
+        }
+        // What the container has read before is in memory, and right.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        anyhow::ensure!(!is_right(&node)?, "what is wrong on disk is not read");
+        let said =
+            failure_of(&mut node.skimmerd.skimmer(&["cache", "verify"])?, Duration::from_secs(60))?;
+        anyhow::ensure!(said.contains(&blob.to_string()), "{said}");
+        wait_for("the container reads what is right", Duration::from_secs(30), || {
+            is_right(&node).ok()?.then_some(())
+        })?;
+    }
+    drop((file, view));
+    node.containerd.remove_container("user")
 }

@@ -1,6 +1,10 @@
 //! Layers with a table of contents inside: the image author's word, to be trusted or not.
 
-use skimmer_integration::command::{PATIENCE, failure_of, wait_for};
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use skimmer_integration::command::{self, PATIENCE, failure_of, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::{Image, Plan};
@@ -39,10 +43,23 @@ fn zstd_chunked_is_proved_before_it_is_mounted_where_not() {
     });
 }
 
+#[test]
+fn readers_of_estargz_wait_for_the_next_daemon() {
+    scenario("toc-estargz-takeover", |scenario| taken_over(scenario, &estargz_image(scenario)?));
+}
+
+#[test]
+fn readers_of_zstd_chunked_wait_for_the_next_daemon() {
+    scenario("toc-zstd-chunked-takeover", |scenario| {
+        taken_over(scenario, &zstd_chunked_image(scenario)?)
+    });
+}
+
 /// An image and what it unpacks to.
 struct Subject {
     image: Image,
     tree: Tree,
+    unpacked: PathBuf,
 }
 
 impl Subject {
@@ -51,7 +68,8 @@ impl Subject {
         let base = busybox(scenario, Format::Gzip)?;
         let image = Plan::new(name, vec![base.clone(), layer]).build(&blobs(scenario))?;
         let twin = Plan::new(name, vec![base, twin]).build(&blobs(scenario))?;
-        Ok(Self { image, tree: tree::read(&twin.unpack(&scenario.path("umoci"))?)? })
+        let unpacked = twin.unpack(&scenario.path("umoci"))?;
+        Ok(Self { image, tree: tree::read(&unpacked)?, unpacked })
     }
 }
 
@@ -155,6 +173,59 @@ fn trusted(scenario: &Scenario, subject: &Subject) -> anyhow::Result<()> {
     indexes::import(&other, &files)?;
     other.containerd.pull(&Pull::new(&reference, "skimmer"))?;
     read_a_little(&other, &registry, image, &reference)
+}
+
+const READER: &str = "reader";
+
+/// Begins to read a file in the container [`READER`]; what comes of it is the file's MD5 sum.
+fn begin_reading(node: &Node, file: &str) -> anyhow::Result<JoinHandle<anyhow::Result<String>>> {
+    let mut reader = node.containerd.exec_command(READER, &["md5sum", file])?;
+    Ok(thread::spawn(move || command::output_of(&mut reader, PATIENCE)))
+}
+
+fn finish_reading(
+    subject: &Subject,
+    reader: JoinHandle<anyhow::Result<String>>,
+    file: &str,
+) -> anyhow::Result<()> {
+    let said = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    let expected = command::run("md5sum", [subject.unpacked.join(file.trim_start_matches('/'))])?;
+    let sum = |said: &str| said.split(' ').next().unwrap_or_default().to_owned();
+    anyhow::ensure!(sum(&said) == sum(&expected), "{file}: {said:?} instead of {expected:?}");
+    Ok(())
+}
+
+fn taken_over(scenario: &Scenario, subject: &Subject) -> anyhow::Result<()> {
+    let mut registry = Registry::start(scenario)?;
+    let reference = registry.add(&subject.image)?;
+    let skimmerd = skimmerd::Setup {
+        trust_toc: true,
+        holder: true,
+        deadline: Duration::from_secs(60),
+        ..skimmerd::Setup::default()
+    };
+    let setup = node::Setup { skimmerd, ..node::Setup::default() };
+    let mut node = Node::start_with(scenario, Version::V2, &setup)?;
+    node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+    node.containerd.start_image(&reference, "skimmer", READER, &["sleep", "100000"])?;
+    let in_kernel = MountMode::of_this_run() == MountMode::Kernel;
+    let images = node.skimmerd.ask(&["status", &reference])?;
+    let server = &images[0]["layers"][1]["server"];
+    anyhow::ensure!(server == if in_kernel { "kernel" } else { "fuse" }, "{images}");
+
+    registry.stop()?;
+    let early = begin_reading(&node, "/data/a")?;
+    // The daemon has taken the read and asks a registry that isn't there.
+    thread::sleep(Duration::from_secs(2));
+    node.skimmerd.kill()?;
+    let late = begin_reading(&node, "/data/b")?;
+    thread::sleep(Duration::from_secs(1));
+    anyhow::ensure!(!early.is_finished() && !late.is_finished(), "nobody could have answered them");
+    registry.resume()?;
+    node.skimmerd.run()?;
+    finish_reading(subject, early, "/data/a")?;
+    finish_reading(subject, late, "/data/b")?;
+    node.containerd.remove_container(READER)
 }
 
 fn distrusted(scenario: &Scenario, subject: &Subject) -> anyhow::Result<()> {

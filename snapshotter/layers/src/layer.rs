@@ -15,6 +15,7 @@ mod complete;
 mod error;
 mod filler;
 mod implicit;
+mod mended;
 mod mounting;
 mod open;
 mod toc;

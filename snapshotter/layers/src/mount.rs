@@ -5,12 +5,13 @@
 //!
 //! Invariants:
 //! - An id is not used twice as long as anything is mounted under it; a number is a path that a container may name.
-//! - Nothing here opens a file on one of our own mounts: a fork of this process would inherit the
+//! - Nothing here opens a file on a mount that this process serves: a fork would inherit the
 //!   descriptor and flush it to a server that does not answer forks.
 //! - What a dead predecessor left is taken over ([`Left`]) or unmounted before the first new mount.
 //! - A FUSE mount's path is told to nobody before its descriptor is kept, where there is a keeper.
 //! - The kernel serves an incomplete layer only where somebody keeps what its readers wait by (see [`prefill`]).
 
+mod cached;
 mod direct;
 pub mod info;
 mod kernel;
@@ -38,6 +39,7 @@ use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
 use crate::label::Label;
+pub use cached::forget as forget_cached;
 pub use direct::is_safe as reads_directly;
 use kernel::Kernel;
 pub use kernel::version;

@@ -22,10 +22,11 @@ use skimmer_index::tree::Tree;
 use skimmer_proto::Digest;
 use tokio::task::spawn_blocking;
 
+use super::complete::RUN;
 use super::open::{Parts, Word, is_lazy};
 use super::{Cause, Failure, Layer, LayerSpec, Open, VerifyError};
 use crate::layers::Shared;
-use crate::mount::error_chain;
+use crate::mount::{Mount, error_chain};
 use crate::state::Event;
 
 /// Why a layer isn't mounted by its TOC. It is pulled through instead.
@@ -94,8 +95,10 @@ impl Layer {
         let checked = spawn_blocking(move || check(&proved, toc, &tree, limits)).await;
         match checked.unwrap_or(Err(Cause::Interrupted)) {
             Ok(()) => {
-                let _turn = self.mounting.lock().await;
+                let turn = self.mounting.lock().await;
                 self.apply(Event::Completed, Some(open));
+                drop(turn);
+                self.outlive(lazy).await;
                 Ok(())
             }
             // The index that was built is proved: the next to want the layer gets the truth.
@@ -104,6 +107,31 @@ impl Layer {
                 lazy.condemn().await;
                 Err(self.expose(cause))
             }
+        }
+    }
+}
+
+impl Layer {
+    /// What the kernel serves by a TOC that has been proved it serves alone from now on: the next process will know the
+    /// layer by its index only. The blob is all here.
+    async fn outlive(&self, lazy: &Open) {
+        if !self.core().former.iter().any(Mount::is_lazy) {
+            return;
+        }
+        let chunks = lazy.fill.index().chunks.len();
+        for first in (0..chunks).step_by(RUN) {
+            let run = first..chunks.min(first + RUN);
+            if let Err(error) = lazy.fill.run(run, Class::Background).await {
+                tracing::warn!(layer = %self.digest(), error = error_chain(&*error),
+                    "containers that were started by a table of contents get errors once skimmerd has been started anew");
+                return;
+            }
+        }
+        let fill = Arc::clone(&lazy.fill);
+        let synced = spawn_blocking(move || fill.data().file().sync_data()).await;
+        if matches!(synced, Ok(Ok(()))) {
+            let data = lazy.fill.data().file();
+            self.core().former.iter_mut().for_each(|mount| mount.complete(data));
         }
     }
 }

@@ -3,23 +3,24 @@
 //! Blobs are compared with their piece tables, data files with what the blobs decode to; a complete
 //! one whose DiffID still matches needs no more. Wrong pieces are forgotten. A wrong chunk is written
 //! again in place if the blob's bytes of it are here; else it is forgotten, and fetched at once if the
-//! layer is in use.
+//! layer is in use. Of a mounted layer the kernel then reads again what it has cached.
 //!
 //! Not checked: layers mounted by a table of contents, until they have an index of their own; data of
 //! layers that nobody uses and whose blob has gone, unless complete.
 
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects};
+use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects, Spans as _};
 use skimmer_index::index::{LayerIndex, Layout};
 use skimmer_proto::{Digest, PieceTable};
 
 use super::Layers;
 use crate::fill::{self, Fill, Mended, Proof};
+use crate::layer::Layer;
 use crate::mount::error_chain;
 
 const STEP_BYTES: usize = 1 << 20;
@@ -62,7 +63,8 @@ struct Subject<'a> {
     fill: Arc<Fill>,
     table: PieceTable,
     files: Arc<LayerFiles>,
-    in_use: bool,
+    /// There is one if the layer is in use.
+    layer: Option<Arc<Layer>>,
 }
 
 impl Layers {
@@ -104,11 +106,12 @@ impl Layers {
         let failed = |source| Error::Files { blob, source: Box::new(source) };
         let _pin = cache.pin_layer_untouched(blob);
         let files = cache.peek_layer(blob);
-        let open = self.get(blob).into_iter().find_map(|layer| layer.opened());
-        let in_use = open.is_some();
-        let Some((table, index)) = objects(&files, in_use, checked).map_err(failed)? else {
+        let opened = |layer: Arc<Layer>| layer.opened().map(|open| (layer, open));
+        let open = self.get(blob).into_iter().find_map(opened);
+        let Some((table, index)) = objects(&files, open.is_some(), checked).map_err(failed)? else {
             return Ok(());
         };
+        let (layer, open) = open.unzip();
         let fill = match open {
             Some(open) => {
                 let known = open.fill.blob().table();
@@ -136,7 +139,7 @@ impl Layers {
                 self.idle_fill(held.blob, data, index)
             }
         };
-        Subject { layers: self, blob, fill, table, files, in_use }.check(checked, pause)
+        Subject { layers: self, blob, fill, table, files, layer }.check(checked, pause)
     }
 
     /// What decodes chunks of a layer that isn't open.
@@ -165,6 +168,23 @@ impl Layers {
 
 impl Subject<'_> {
     fn check(&self, checked: &mut Checked, pause: &mut Pause<'_>) -> Result<(), Error> {
+        let mut mended = Vec::new();
+        let done = self.check_chunks(&mut mended, checked, pause);
+        if let Some(layer) = &self.layer
+            && !mended.is_empty()
+        {
+            layer.read_again(&mended);
+        }
+        done
+    }
+
+    /// `mended`: parts of the data file that were wrong, and aren't any more.
+    fn check_chunks(
+        &self,
+        mended: &mut Vec<Range<u64>>,
+        checked: &mut Checked,
+        pause: &mut Pause<'_>,
+    ) -> Result<(), Error> {
         let (data, index) = (self.fill.data(), self.fill.index());
         let whole = whole_is_right(self.blob, data, index, &self.table, checked, pause)?;
         if whole == Some(true) {
@@ -176,20 +196,20 @@ impl Subject<'_> {
             if !self.fill.has_source(chunk, &self.table).map_err(failed)? {
                 if whole == Some(false) && !self.is_right_by_fetching(chunk) {
                     unlocated += 1;
-                    self.mend(chunk, checked).map_err(failed)?;
+                    mended.extend(self.mend(chunk, checked).map_err(failed)?);
                 }
                 continue;
             }
             let span = &index.chunks[chunk].data;
             checked.bytes += span.end - span.start;
             if !self.fill.is_right(chunk).map_err(failed)? {
-                self.mend(chunk, checked).map_err(failed)?;
+                mended.extend(self.mend(chunk, checked).map_err(failed)?);
             }
             if pause(span.end - span.start).is_break() {
                 return Ok(());
             }
         }
-        if unlocated > 0 && !self.in_use {
+        if unlocated > 0 && self.layer.is_none() {
             self.layers.shared().forget_proved(self.files.blob());
         }
         Ok(())
@@ -198,7 +218,7 @@ impl Subject<'_> {
     /// Somewhere the data is wrong; the blob's bytes of `chunk` have to come first. False also if they
     /// don't.
     fn is_right_by_fetching(&self, chunk: usize) -> bool {
-        if !self.in_use {
+        if self.layer.is_none() {
             return false;
         }
         let fetched =
@@ -206,22 +226,33 @@ impl Subject<'_> {
         fetched.is_ok() && self.fill.is_right(chunk).unwrap_or(false)
     }
 
-    fn mend(&self, chunk: usize, checked: &mut Checked) -> Result<(), fill::Error> {
+    /// The parts of the data file that are right again; the others are when they have been fetched.
+    fn mend(&self, chunk: usize, checked: &mut Checked) -> Result<Vec<Range<u64>>, fill::Error> {
         checked.chunks += 1;
+        let parts = self.fill.spans(chunk);
         match self.fill.mend(chunk, &self.table, &self.layers.shared().runtime)? {
-            Mended::Rewritten => checked.rewritten += 1,
-            Mended::Forgotten if self.in_use => {
-                let fill = Arc::clone(&self.fill);
-                self.layers.shared().runtime.spawn(async move {
-                    if let Err(error) = fill.run(chunk..chunk + 1, Class::Background).await {
-                        let error = error_chain(&*error);
-                        tracing::info!(chunk, error, "what was wrong comes when it is read");
-                    }
-                });
+            Mended::Rewritten => {
+                checked.rewritten += 1;
+                return Ok(parts);
             }
             Mended::Forgotten => {}
         }
-        Ok(())
+        if let Some(layer) = self.layer.clone() {
+            let fill = Arc::clone(&self.fill);
+            self.layers.shared().runtime.spawn(async move {
+                match fill.run(chunk..chunk + 1, Class::Background).await {
+                    Ok(()) => {
+                        // It says itself what fails.
+                        let _ = tokio::task::spawn_blocking(move || layer.read_again(&parts)).await;
+                    }
+                    Err(error) => {
+                        let error = error_chain(&*error);
+                        tracing::info!(chunk, error, "what was wrong comes when it is read");
+                    }
+                }
+            });
+        }
+        Ok(Vec::new())
     }
 }
 

@@ -60,6 +60,11 @@ impl Mount {
         matches!(self.server, Server::Fuse(_))
     }
 
+    /// Whether the kernel serves it, and asks for what is missing.
+    pub const fn is_lazy(&self) -> bool {
+        matches!(self.server, Server::Lazy(_))
+    }
+
     /// Has the kernel read `kib` KiB ahead in files that are opened from now on.
     pub fn set_read_ahead(&self, kib: u32) {
         self.bdi.set_read_ahead(&self.path, kib);

@@ -12,12 +12,14 @@
 //! - Group and journal are kept before anything is marked, and for good: when nobody has the group any more, the kernel
 //!   lets everybody read.
 //! - An event is in the journal from the moment at which the kernel gives it away until it is answered. While one is
-//!   unanswered, no other can have its number.
+//!   unanswered, no other can have its number; or, if an earlier process took it, none is answered without it
+//!   ([`left`]).
 //! - A mark goes when the file is complete, or when nobody but us has it open.
 //! - The thread that takes events never waits for bytes.
 
 pub mod fanotify;
 mod journal;
+mod left;
 mod numbers;
 mod ticket;
 
@@ -25,8 +27,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -39,7 +41,8 @@ use skimmer_keeper::Keeper;
 use super::error_chain;
 use fanotify::Group;
 pub use journal::{FileId, VERSION};
-use journal::{Journal, LeftEvent};
+use journal::{Journal, LeftEvent, Slot};
+use left::LeftNumbers;
 use numbers::Number;
 use ticket::Ticket;
 
@@ -99,8 +102,8 @@ struct Inner {
     stopped: AtomicBool,
     /// The thread waits for a slot.
     starved: AtomicBool,
-    /// Events of an earlier process whose numbers may come again: nothing is taken before they are answered.
-    ambiguous: AtomicUsize,
+    /// Of an earlier process's events.
+    left: Mutex<LeftNumbers>,
     /// Files that have become complete: what was asked before that is there.
     finished: Mutex<BTreeSet<FileId>>,
 }
@@ -151,23 +154,23 @@ impl Prefill {
             keep(keeper.as_ref(), name, descriptor)?;
         }
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake = wake.map_err(|errno| Error::Thread { source: errno.into() })?;
+        // Before anything else takes the numbers.
+        let mut left = LeftNumbers::new(events.iter().map(|left| left.event.number));
+        left.reserve(wake.as_fd());
         let inner = Inner {
             group,
             journal,
-            wake: wake.map_err(|errno| Error::Thread { source: errno.into() })?,
+            wake,
             keeper,
             files: Mutex::default(),
             stopped: AtomicBool::new(false),
             starved: AtomicBool::new(false),
-            ambiguous: AtomicUsize::new(0),
+            left: Mutex::new(left),
             finished: Mutex::default(),
         };
         numbers::ignore_lease_breaks();
-        // Before anything else takes the numbers.
-        let reserve =
-            |event: LeftEvent| (Number::reserve(event.event.number, inner.wake.as_fd()), event);
-        let events = LeftEvents(events.into_iter().map(reserve).collect());
-        Ok((Self { inner: Arc::new(inner), thread: Mutex::default() }, events))
+        Ok((Self { inner: Arc::new(inner), thread: Mutex::default() }, LeftEvents(events)))
     }
 
     /// Events are taken from now on. All that was left has to be known.
@@ -283,7 +286,7 @@ impl Drop for Prefill {
 }
 
 /// What an earlier process took and didn't answer.
-pub struct LeftEvents(Vec<(Number, LeftEvent)>);
+pub struct LeftEvents(Vec<LeftEvent>);
 
 impl Entry {
     const fn new(file: File) -> Self {
@@ -295,7 +298,7 @@ impl Inner {
     /// The thread that takes events.
     fn run(self: &Arc<Self>) {
         while !self.is_stopped() {
-            let hungry = self.ambiguous.load(Ordering::Acquire) == 0 && !self.is_starved();
+            let hungry = !self.is_starved();
             let idle =
                 if self.has_unmounted() { PollTimeout::from(LOOK_MS) } else { PollTimeout::NONE };
             let mut polled = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
@@ -333,11 +336,13 @@ impl Inner {
         let Some(slot) = self.journal.take() else { return Ok(false) };
         self.starved.store(false, Ordering::Release);
         let event = {
-            let mut finished = self.finished();
+            let (mut finished, mut left) = (self.finished(), self.left());
+            left.reserve(self.wake.as_fd());
             let event = self.journal.read(slot, self.group.as_fd())?;
-            if event.is_none() {
+            match &event {
+                Some(event) => left.join(event.number),
                 // Nobody waits who asked before they were.
-                finished.clear();
+                None => finished.clear(),
             }
             event
         };
@@ -374,16 +379,30 @@ impl Inner {
 
     /// Begins on what an earlier process took. If that one ended before it knew the file, the range is had in all: so
     /// it is there, whichever it was.
-    fn take_over(self: &Arc<Self>, left: Vec<(Number, LeftEvent)>) {
-        for (number, LeftEvent { slot, event, file }) in left {
-            self.ambiguous.fetch_add(usize::from(number.is_ambiguous()), Ordering::AcqRel);
+    fn take_over(self: &Arc<Self>, left: Vec<LeftEvent>) {
+        for LeftEvent { slot, event, file } in left {
             let expected =
                 || self.files().iter().filter(|(_, e)| e.mounts > 0).map(|(id, _)| *id).collect();
             let files: Vec<FileId> = file.map_or_else(expected, |file| vec![file]);
+            let number = Number::left(event.number);
             let ticket = Ticket::new(self, slot, number, files.len().max(1));
             tracing::info!(range = ?event.range, files = files.len(), "a reader waits for what an earlier process began");
             files.into_iter().for_each(|file| self.begin(file, event.range.clone(), &ticket));
         }
+    }
+
+    /// Answers the event in `slot`, unless another of its number is still worked on: then that is answered with it.
+    fn settle(&self, number: RawFd, slot: Slot, filled: bool) -> io::Result<()> {
+        // Nothing is taken meanwhile that could have the number.
+        let mut left = self.left();
+        let Some(due) = left.settle(number, slot, filled) else { return Ok(()) };
+        for _ in &due.slots {
+            self.group.answer(number, due.allow)?;
+        }
+        left.forget(number);
+        drop(left);
+        due.slots.into_iter().for_each(|slot| self.journal.clear(slot));
+        Ok(())
     }
 
     /// Forgets files that nobody but us has open any more.
@@ -436,6 +455,11 @@ impl Inner {
     /// Never held while the files are waited for.
     fn finished(&self) -> MutexGuard<'_, BTreeSet<FileId>> {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never held while one of the others is waited for.
+    fn left(&self) -> MutexGuard<'_, LeftNumbers> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<FileId, Entry>> {

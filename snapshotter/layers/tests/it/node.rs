@@ -53,6 +53,12 @@ impl Node {
         Self::kept(source, directory, false, Some(Arc::clone(keeper)), |_| {})
     }
 
+    /// The same, which mounts by TOCs.
+    pub fn trusting_in_kernel(source: Arc<Memory>, keeper: &Arc<Keeper>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::kept(source, directory, true, Some(Arc::clone(keeper)), |_| {})
+    }
+
     /// A node whose layers may take so much memory while they are indexed.
     pub fn limited(source: Arc<Memory>, metadata_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();

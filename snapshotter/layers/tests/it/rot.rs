@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use skimmer_layers::{Checked, LayerSpec, State};
 use skimmer_proto::Digest;
 
-use crate::node::{Node, noise, read, tar};
+use crate::node::{Node, mounted_as, noise, read, tar};
 
 const MIB: usize = 1 << 20;
 
@@ -161,6 +161,33 @@ async fn damaged_objects_are_made_again() {
     assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
     let path = node.layers.begin(spec).mount().await.unwrap().path;
     assert!(read(&path.join("b")).await.unwrap() == files()[2].1);
+}
+
+/// The kernel has cached a file as it was when its bytes had changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_serves_is_not_read_from_memory_once_it_was_wrong() {
+    let node = Node::new();
+    let spec = node.layer(&tar(&files()));
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    if mounted_as(&path).as_deref() != Some("erofs") {
+        return;
+    }
+    node.cache.drain().await.unwrap();
+    let blob = spec.blob.digest;
+    spoil(&layer_dir(&node, blob).join("data"), 3 << 20, 5000);
+    let file = path.join("a");
+    let right = files()[0].1.clone();
+    let open = File::open(&file).unwrap();
+    assert!(read(&file).await.unwrap() != right);
+    let (_, chunks, rewritten, _) = found(check(&node, blob).await);
+    assert!(chunks > 0 && rewritten == chunks, "{chunks} wrong, {rewritten} rewritten");
+    assert!(read(&file).await.unwrap() == right);
+    let read_open = move || {
+        let mut bytes = vec![0; right.len()];
+        open.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == right, "by who has it open");
+    };
+    tokio::task::spawn_blocking(read_open).await.unwrap();
 }
 
 /// The thread that does it all by itself.

@@ -1,14 +1,18 @@
 //! Layers mounted by the TOC inside their blob: those that it describes, and those that it lies about.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use skimmer_cache::source::memory::Memory;
+use skimmer_keeper::Lasts;
 use skimmer_layers::layer::VerifyError;
 use skimmer_layers::{Cause, LayerSpec, Mode, State, pull};
 use skimmer_proto::Digest;
 
-use crate::node::{Node, gzip, is_mounted, noise, read, spec, tar};
+use crate::keeper::Keeper;
+use crate::node::{Node, gzip, is_mounted, mounted_as, noise, read, spec, tar};
+use crate::prefill::kernel_asks;
 
 const MIB: usize = 1 << 20;
 
@@ -95,6 +99,56 @@ async fn a_toc_mounts_at_once_and_gives_way_to_the_index() {
     sober.layers.begin(spec.clone()).ready().await.unwrap();
     let [ours, theirs] = [&node, &sober].map(|n| n.layers.export(spec.blob.digest).unwrap());
     assert!(ours == theirs, "one index, whoever builds it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_serves_by_a_toc_is_taken_over() {
+    if !kernel_asks() {
+        return;
+    }
+    let (a, b) = (noise(6 * MIB, 15), noise(6 * MIB, 16));
+    let layer = estargz(&[honest("a", &a), honest("b", &b)], 0o100_644);
+    let node = Node::trusting_in_kernel(Arc::default(), &Keeper::new(Lasts::Process));
+    let spec = serve(&node, layer);
+    let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    assert_eq!(mounted_as(&path).as_deref(), Some("erofs"));
+    let reader = |name: &str| {
+        let file = path.join(name);
+        tokio::spawn(async move { read(&file).await })
+    };
+    node.source.down.store(true, Ordering::Relaxed);
+    let early = reader("a");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.layers.leave();
+    let late = reader("b");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!early.is_finished() && !late.is_finished(), "nobody could have answered");
+    node.source.down.store(false, Ordering::Relaxed);
+    let node = node.succeed().await;
+    node.layers.resume([spec.clone()]);
+    assert!(early.await.unwrap().unwrap() == a);
+    assert!(late.await.unwrap().unwrap() == b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_serves_by_a_toc_stays_when_the_index_has_taken_over() {
+    if !kernel_asks() {
+        return;
+    }
+    let (a, b) = (noise(6 * MIB, 17), noise(6 * MIB, 18));
+    let layer = estargz(&[honest("a", &a), honest("b", &b)], 0o100_644);
+    let node = Node::trusting_in_kernel(Arc::default(), &Keeper::new(Lasts::Process));
+    let spec = serve(&node, layer);
+    let layer = node.layers.begin(spec.clone());
+    let path = layer.mount().await.unwrap().path;
+    assert!(read(&path.join("a")).await.unwrap() == a);
+    layer.complete().await.unwrap();
+    drop(layer);
+    let node = node.succeed().await;
+    node.layers.resume([spec.clone()]);
+    node.layers.begin(spec).mount().await.unwrap();
+    assert!(read(&path.join("b")).await.unwrap() == b);
+    assert!(read(&path.join("a")).await.unwrap() == a);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,7 +44,7 @@ impl FileId {
 
 /// The place of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(usize);
+pub struct Slot(pub(super) usize);
 
 /// An event that an earlier process took.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,8 +10,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 /// From the kernel's `linux/fcntl.h`.
 const F_SETLEASE: libc::c_int = 1024;
 
-/// The number of an event: as long as this exists, the kernel gives no other event the same in this process, unless
-/// it [is ambiguous](Number::is_ambiguous).
+/// The number of an event. Of one that this process took: as long as this exists, no other gets the same.
 #[derive(Debug)]
 pub struct Number {
     value: RawFd,
@@ -28,24 +27,13 @@ impl Number {
         Self { value, held }
     }
 
-    /// Of an event that was given to an earlier process. A duplicate of `other` takes the number, if it is free.
-    #[expect(unsafe_code, reason = "fcntl(2) gives a number")]
-    pub fn reserve(value: RawFd, other: BorrowedFd<'_>) -> Self {
-        let Ok(number) = fcntl(other, FcntlArg::F_DUPFD_CLOEXEC(value)) else {
-            return Self { value, held: None };
-        };
-        // SAFETY: the kernel has just opened it for us.
-        let duplicate = unsafe { OwnedFd::from_raw_fd(number) };
-        Self { value, held: (number == value).then_some(duplicate) }
+    /// Of an event that was given to an earlier process (see [`super::left`]).
+    pub const fn left(value: RawFd) -> Self {
+        Self { value, held: None }
     }
 
     pub const fn value(&self) -> RawFd {
         self.value
-    }
-
-    /// Whether another event may get the number before this one is answered.
-    pub const fn is_ambiguous(&self) -> bool {
-        self.held.is_none() && self.value >= 0
     }
 
     /// The file that the event is about.
@@ -53,6 +41,15 @@ impl Number {
         let held = self.held.as_ref().map(AsFd::as_fd);
         held.ok_or_else(|| io::Error::other("an event without a file"))
     }
+}
+
+/// Has a duplicate of `other` take the number `value`; `None`: something else in this process has it.
+#[expect(unsafe_code, reason = "fcntl(2) gives a number")]
+pub fn reserve(value: RawFd, other: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let number = fcntl(other, FcntlArg::F_DUPFD_CLOEXEC(value)).ok()?;
+    // SAFETY: the kernel has just opened it for us.
+    let duplicate = unsafe { OwnedFd::from_raw_fd(number) };
+    (number == value).then_some(duplicate)
 }
 
 /// Whether no open file but that of `file`, which can be written by it, is one of the same. The kernel grants a lease
@@ -85,16 +82,15 @@ mod tests {
     use std::fs::OpenOptions;
 
     #[test]
-    fn a_number_is_reserved_or_known_to_be_ambiguous() {
+    fn a_number_is_reserved_if_nobody_has_it() {
         let file = tempfile::tempfile().unwrap();
-        let reserved = Number::reserve(900, file.as_fd());
-        assert!(!reserved.is_ambiguous() && reserved.value() == 900);
-        let taken = Number::reserve(900, file.as_fd());
-        assert!(taken.is_ambiguous() && taken.value() == 900);
+        let reserved = reserve(900, file.as_fd());
+        assert!(reserved.is_some());
+        assert!(reserve(900, file.as_fd()).is_none());
         drop(reserved);
-        assert!(!Number::reserve(900, file.as_fd()).is_ambiguous(), "it was given back");
-        let none = Number::taken(-1);
-        assert!(none.file().is_err() && !none.is_ambiguous(), "nobody can be given it");
+        assert!(reserve(900, file.as_fd()).is_some(), "it was given back");
+        assert!(reserve(-1, file.as_fd()).is_none());
+        assert!(Number::taken(-1).file().is_err() && Number::left(0).file().is_err());
     }
 
     #[test]

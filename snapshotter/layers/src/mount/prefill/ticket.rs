@@ -35,15 +35,10 @@ impl Drop for Ticket {
         if self.inner.is_stopped() {
             return;
         }
-        let allow = self.needed.load(Ordering::Acquire) == 0;
-        if let Err(error) = self.inner.group.answer(self.number.value(), allow) {
+        let filled = self.needed.load(Ordering::Acquire) == 0;
+        if let Err(error) = self.inner.settle(self.number.value(), self.slot, filled) {
             // It waits on, and the next process answers it.
             return tracing::error!(%error, "a reader can't be answered");
-        }
-        self.inner.journal.clear(self.slot);
-        if self.number.is_ambiguous() {
-            self.inner.ambiguous.fetch_sub(1, Ordering::AcqRel);
-            self.inner.wake();
         }
         if self.inner.starved.swap(false, Ordering::AcqRel) {
             self.inner.wake();
