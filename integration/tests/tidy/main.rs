@@ -89,6 +89,7 @@ const PURE: [(&str, &[&str]); 3] = [
         "proto",
         &[
             "blake3",
+            "crc32fast",
             "hex",
             "prost",
             "prost-types",
@@ -106,7 +107,6 @@ const PURE: [(&str, &[&str]); 3] = [
             "base64",
             "blake3",
             "hex",
-            "libz-rs-sys",
             "serde",
             "serde_json",
             "sha2",

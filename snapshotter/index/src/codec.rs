@@ -7,7 +7,7 @@
 mod chunk_stream;
 mod decoder;
 mod gzip;
-mod raw_inflate;
+mod inflate;
 mod sparse;
 mod stored;
 mod stream;
@@ -19,7 +19,7 @@ mod zstd;
 use crate::chunk::Chunk;
 pub(crate) use chunk_stream::ChunkStream;
 pub use decoder::{Decoder, SPAN};
-use raw_inflate::WINDOW_LEN;
+use inflate::WINDOW_LEN;
 
 /// How a layer blob is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Compression {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("inflate: damaged near byte {at} of the blob")]
-    Inflate { at: u64, source: raw_inflate::Error },
+    Inflate { at: u64, source: inflate::Error },
     #[error("gzip header at byte {at} of the blob: {reason}")]
     Header { at: u64, reason: &'static str },
     #[error("gzip member ending at byte {at} of the blob does not match its checksum")]

@@ -18,10 +18,10 @@ impl ChunkStream {
         let at = chunk.blob.start;
         let stream = match &chunk.state {
             State::Stored => Stream::Stored { at },
-            State::Gzip { window: None, .. } => Stream::Gzip(Members::new(at)?),
+            State::Gzip { window: None, .. } => Stream::Gzip(Members::new(at)),
             State::Gzip { bit, window: Some(range) } => {
                 let window = unpack(number, windows, range)?;
-                Stream::Gzip(Members::resume(at, *bit, &window)?)
+                Stream::Gzip(Members::resume(at, *bit, &window))
             }
             State::ZstdFrame => Stream::Zstd(Frames::new(at)?),
         };

@@ -82,7 +82,7 @@ impl Decoder {
         let compression = Compression::sniff(&self.head);
         let stream = match compression {
             Compression::Stored => Stream::Stored { at: 0 },
-            Compression::Gzip => Stream::Gzip(Members::new(0)?),
+            Compression::Gzip => Stream::Gzip(Members::new(0)),
             Compression::Zstd => Stream::Zstd(Frames::new(0)?),
         };
         self.stream = Some((compression, stream));

@@ -5,14 +5,16 @@
 //! and unpigz, which containerd prefers, ignore such padding; anything else is refused, as Go's
 //! reader does.
 
-use super::raw_inflate::{At, RawInflate, WINDOW_LEN, crc_of};
+use crc32fast::Hasher;
+
+use super::inflate::{At, Inflate, WINDOW_LEN};
 use super::{Error, Event, Step};
 
 pub(super) const MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 
 /// See the module's documentation.
 pub(super) struct Members {
-    inflate: RawInflate,
+    inflate: Inflate,
     part: Part,
     /// Compressed bytes consumed: an offset in the blob.
     at: u64,
@@ -20,7 +22,7 @@ pub(super) struct Members {
     end: u64,
     /// Whether the current member has been seen from its start, so that its checksum can be checked.
     whole: bool,
-    crc: u32,
+    crc: Hasher,
     /// Decoded length of the current member modulo 2^32.
     len: u32,
 }
@@ -42,19 +44,18 @@ enum Part {
 
 impl Members {
     /// From the blob's first byte, or that of a member at `at`.
-    pub fn new(at: u64) -> Result<Self, Error> {
-        let inflate = RawInflate::new().map_err(|source| Error::Inflate { at, source })?;
-        let part = Part::Header(Header::new());
-        Ok(Self { inflate, part, at, end: at, whole: true, crc: 0, len: 0 })
+    pub fn new(at: u64) -> Self {
+        let (inflate, part) = (Inflate::new(), Part::Header(Header::new()));
+        Self { inflate, part, at, end: at, whole: true, crc: Hasher::new(), len: 0 }
     }
 
     /// From a block that starts with bit `bit` of the byte at `at`, after `window`.
-    pub fn resume(at: u64, bit: u8, window: &[u8; WINDOW_LEN]) -> Result<Self, Error> {
-        let mut members = Self::new(at)?;
-        members.inflate.set_window(window).map_err(|source| Error::Inflate { at, source })?;
+    pub fn resume(at: u64, bit: u8, window: &[u8; WINDOW_LEN]) -> Self {
+        let mut members = Self::new(at);
+        members.inflate.set_window(window);
         members.part = if bit == 0 { Part::Body } else { Part::Resume { bit } };
         members.whole = false;
-        Ok(members)
+        members
     }
 
     /// The last 32 KiB decoded of this member, zeros before them.
@@ -100,7 +101,7 @@ impl Members {
             self.inflate.step(input, room, stop).map_err(|source| Error::Inflate { at, source })?;
         self.at += step.consumed as u64;
         if self.whole {
-            self.crc = crc_of(self.crc, &room[..step.produced]);
+            self.crc.update(&room[..step.produced]);
             #[expect(clippy::cast_possible_truncation, reason = "gzip counts modulo 2^32")]
             let produced = step.produced as u32;
             self.len = self.len.wrapping_add(produced);
@@ -128,8 +129,7 @@ impl Members {
                 }
             }
             Part::Resume { bit } => {
-                let resumed = self.inflate.resume(8 - *bit, byte >> *bit);
-                resumed.map_err(|source| Error::Inflate { at, source })?;
+                self.inflate.resume(8 - *bit, byte >> *bit);
                 self.part = Part::Body;
             }
             Part::Body => {}
@@ -139,8 +139,8 @@ impl Members {
                 if *have == bytes.len() {
                     let [a, b, c, d, e, f, g, h] = *bytes;
                     let (crc, len) = ([a, b, c, d], [e, f, g, h]);
-                    let matches =
-                        (u32::from_le_bytes(crc), u32::from_le_bytes(len)) == (self.crc, self.len);
+                    let found = (self.crc.clone().finalize(), self.len);
+                    let matches = (u32::from_le_bytes(crc), u32::from_le_bytes(len)) == found;
                     if self.whole && !matches {
                         return Err(Error::Checksum { at });
                     }
@@ -150,7 +150,7 @@ impl Members {
             }
             Part::Between if byte == MAGIC[0] => {
                 self.inflate.reset();
-                (self.whole, self.crc, self.len) = (true, 0, 0);
+                (self.whole, self.crc, self.len) = (true, Hasher::new(), 0);
                 let mut header = Header::new();
                 header.push(byte).map_err(|reason| Error::Header { at, reason })?;
                 self.part = Part::Header(header);
@@ -167,7 +167,7 @@ struct Header {
     field: Field,
     flags: u8,
     /// Of everything before the header's own checksum.
-    crc: u32,
+    crc: Hasher,
 }
 
 enum Field {
@@ -193,8 +193,8 @@ const FCOMMENT: u8 = 16;
 const FIXED_LEN: usize = 10;
 
 impl Header {
-    const fn new() -> Self {
-        Self { field: Field::Fixed(0), flags: 0, crc: 0 }
+    fn new() -> Self {
+        Self { field: Field::Fixed(0), flags: 0, crc: Hasher::new() }
     }
 
     /// True when `byte` was the header's last.
@@ -233,14 +233,15 @@ impl Header {
                 return Ok(false);
             }
             Field::Crc { low: Some(low) } => {
-                return if self.crc & 0xffff == u32::from(u16::from_le_bytes([*low, byte])) {
+                let crc = self.crc.clone().finalize() & 0xffff;
+                return if crc == u32::from(u16::from_le_bytes([*low, byte])) {
                     Ok(true)
                 } else {
                     Err("the header's checksum does not match")
                 };
             }
         }
-        self.crc = crc_of(self.crc, &[byte]);
+        self.crc.update(&[byte]);
         Ok(done.is_some_and(|done| self.next_field(done)))
     }
 

@@ -9,7 +9,7 @@
 //! is the mark of the byte that was copied there. Marks are arranged so that two in a row name their
 //! place; the shortest copy that deflate has is of three.
 
-use super::raw_inflate::{At, Error, RawInflate, WINDOW_LEN};
+use super::inflate::{At, Error, Inflate, WINDOW_LEN};
 
 /// Most compressed bytes kept of what follows a checkpoint. Only a stream full of empty blocks
 /// needs more for 32 KiB; there the window stays whole. Part of the index format.
@@ -54,7 +54,7 @@ impl Checkpoint {
 
 /// What finding the used bytes takes, kept from one checkpoint to the next.
 pub(super) struct Scratch {
-    inflate: RawInflate,
+    inflate: Inflate,
     marks: Marks,
     /// The checkpoint's window, marked.
     window: Box<[u8; WINDOW_LEN]>,
@@ -64,14 +64,14 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new() -> Result<Self, Error> {
-        Ok(Self {
-            inflate: RawInflate::new()?,
+    pub fn new() -> Self {
+        Self {
+            inflate: Inflate::new(),
             marks: Marks::new(),
             window: Box::new([0; WINDOW_LEN]),
             data: vec![0; WINDOW_LEN],
             used: vec![0; WINDOW_LEN],
-        })
+        }
     }
 
     /// Fills `used`; false if too little of what follows the checkpoint is known.
@@ -113,9 +113,9 @@ impl Scratch {
     fn decode(&mut self, checkpoint: &Checkpoint) -> Result<Option<usize>, Error> {
         let mut input = &checkpoint.compressed[..];
         self.inflate.reset();
-        self.inflate.set_window(&self.window)?;
+        self.inflate.set_window(&self.window);
         if let (1.., [first, rest @ ..]) = (checkpoint.bit, input) {
-            self.inflate.resume(8 - checkpoint.bit, first >> checkpoint.bit)?;
+            self.inflate.resume(8 - checkpoint.bit, first >> checkpoint.bit);
             input = rest;
         }
         let (mut len, wanted) = (0, checkpoint.data.len());

@@ -1,7 +1,7 @@
 //! One interface to the compressed streams.
 
 use super::gzip::Members;
-use super::raw_inflate::WINDOW_LEN;
+use super::inflate::WINDOW_LEN;
 use super::zstd::Frames;
 use super::{Error, Event, Step};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use zstd::bulk::Compressor;
 
 use super::Error;
-use super::raw_inflate::WINDOW_LEN;
+use super::inflate::WINDOW_LEN;
 use super::sparse::{Checkpoint, Scratch};
 use crate::chunk::{Chunk, State};
 
@@ -124,9 +124,8 @@ struct Packer {
 impl Packer {
     /// `at`: where in the blob it is first needed.
     fn new(at: u64) -> Result<Self, Error> {
-        let scratch = Scratch::new().map_err(|source| Error::Inflate { at, source })?;
         let compressor =
             Compressor::new(WINDOW_LEVEL).map_err(|source| Error::CompressWindow { at, source })?;
-        Ok(Self { scratch, compressor })
+        Ok(Self { scratch: Scratch::new(), compressor })
     }
 }

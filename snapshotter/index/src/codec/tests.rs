@@ -183,7 +183,7 @@ fn small_and_odd_blobs() {
 fn header_checksums() {
     let body = gzip(6, b"hello")[10..].to_vec();
     let mut header = vec![0x1f, 0x8b, 8, 2 | 8, 0, 0, 0, 0, 0, 3, b'n', 0];
-    let crc = super::raw_inflate::crc_of(0, &header);
+    let crc = crc32fast::hash(&header);
     header.extend_from_slice(&(crc as u16).to_le_bytes());
     check(&[&header[..], &body].concat(), b"hello", 1);
     header[12] ^= 1;

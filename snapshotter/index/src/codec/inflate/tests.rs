@@ -1,0 +1,255 @@
+//! Against flate2 (zlib-rs) as compressor and as decoder, and against streams made bit by bit.
+
+use std::io::{Read, Write};
+
+use flate2::read::DeflateDecoder;
+use flate2::write::DeflateEncoder;
+use flate2::{Compression, FlushCompress};
+use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+use super::{At, Error, Inflate, WINDOW_LEN};
+use crate::codec::tests::data;
+
+/// Decodes in steps of so many bytes in and out; what each step but the last returned goes to `seen`.
+fn decode(
+    stream: &[u8],
+    (step, room): (usize, usize),
+    stop: bool,
+    mut seen: impl FnMut(&Inflate, usize, usize, At),
+) -> Result<(Vec<u8>, usize), Error> {
+    let mut inflate = Inflate::new();
+    let (mut out, mut at) = (Vec::new(), 0);
+    let mut buffer = vec![0; room];
+    loop {
+        let input = &stream[at..stream.len().min(at + step)];
+        let done = inflate.step(input, &mut buffer, stop)?;
+        out.extend_from_slice(&buffer[..done.produced]);
+        at += done.consumed;
+        if done.at == At::End {
+            return Ok((out, at));
+        }
+        seen(&inflate, at, out.len(), done.at);
+        if done.consumed + done.produced == 0 && done.at == At::Middle {
+            assert!(at == stream.len(), "stands still at {at} of {}", stream.len());
+            return Err(Error::Data("truncated"));
+        }
+    }
+}
+
+fn all(stream: &[u8]) -> Result<Vec<u8>, Error> {
+    decode(stream, (usize::MAX >> 1, 1 << 16), false, |_, _, _, _| ()).map(|(out, _)| out)
+}
+
+fn deflate(level: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::new(level));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Bytes of few kinds, as codes of all lengths come of: those of the i-th kind half as often as those before.
+fn skewed(seed: u64, len: usize) -> Vec<u8> {
+    data(seed, len)
+        .iter()
+        .zip(data(!seed, len))
+        .map(|(a, b)| (a ^ b).trailing_zeros().to_le_bytes()[0])
+        .collect()
+}
+
+/// Sixteen kinds, equally likely: nothing but literals of four bits.
+fn nibbles(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        b'a' + (state >> 60) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn contents() -> impl Strategy<Value = Vec<u8>> {
+    let kinds: [fn(u64, usize) -> Vec<u8>; 3] = [data, skewed, nibbles];
+    (0..3_usize, any::<u64>(), 0..400_000_usize)
+        .prop_map(move |(kind, seed, len)| kinds[kind](seed, len))
+}
+
+fn cuts() -> impl Strategy<Value = (usize, usize)> {
+    let some = || prop_oneof![1..40_usize, 40..5000_usize, 5000..300_000_usize];
+    (some(), some())
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_was_deflated_comes_back_however_it_is_cut(plain in contents(), level in 0..=9_u32, cut in cuts()) {
+        let mut stream = deflate(level, &plain);
+        let len = stream.len();
+        stream.extend_from_slice(b"something else");
+        let (out, read) = decode(&stream, cut, false, |_, _, _, _| ()).unwrap();
+        prop_assert!(out == plain);
+        prop_assert_eq!(read, len);
+    }
+
+    /// Every block can be entered with its first bit and the window before it.
+    #[test]
+    fn blocks_can_be_entered(plain in contents(), level in 1..=9_u32, cut in cuts()) {
+        let stream = deflate(level, &plain);
+        let mut blocks = Vec::new();
+        let (out, _) = decode(&stream, cut, true, |inflate, read, produced, at| {
+            if let At::Block { unused_bits } = at {
+                blocks.push((read as u64 * 8 - u64::from(unused_bits), produced, inflate.window()));
+            }
+        }).unwrap();
+        prop_assert!(out == plain);
+        for (bit, produced, window) in blocks.iter().step_by(1 + blocks.len() / 5) {
+            let known = (*produced).min(WINDOW_LEN);
+            prop_assert!(window[WINDOW_LEN - known..] == plain[produced - known..*produced]);
+            let (at, bit) = ((bit / 8) as usize, (bit % 8) as u8);
+            let mut inflate = Inflate::new();
+            inflate.set_window(window);
+            let first = usize::from(bit > 0);
+            if bit > 0 {
+                inflate.resume(8 - bit, stream[at] >> bit);
+            }
+            let mut rest = vec![0; plain.len() - produced + 1];
+            let mut filled = 0;
+            let mut input = &stream[at + first..];
+            loop {
+                let step = inflate.step(input, &mut rest[filled..], false).unwrap();
+                filled += step.produced;
+                input = &input[step.consumed..];
+                if step.at == At::End {
+                    break;
+                }
+                prop_assert!(step.consumed + step.produced > 0);
+            }
+            prop_assert!(rest[..filled] == plain[*produced..]);
+        }
+    }
+
+    /// The same bytes, and refused where zlib refuses, if not always as early.
+    #[test]
+    fn damaged_streams_are_taken_as_zlib_takes_them(
+        plain in contents(),
+        level in 0..=9_u32,
+        flips in proptest::collection::vec((any::<proptest::sample::Index>(), 0..8_u8), 1..4),
+        near_start: bool,
+        cut in cuts(),
+    ) {
+        let mut stream = deflate(level, &plain);
+        for (at, bit) in flips {
+            let bound = if near_start { stream.len().min(100) } else { stream.len() };
+            stream[at.index(bound)] ^= 1 << bit;
+        }
+        let mut zlibs = Vec::new();
+        let zlib = DeflateDecoder::new(&stream[..]).read_to_end(&mut zlibs);
+        match decode(&stream, cut, false, |_, _, _, _| ()) {
+            Ok((out, _)) => {
+                prop_assert!(zlib.is_ok(), "zlib: {zlib:?}");
+                prop_assert!(out == zlibs);
+            }
+            Err(error) => prop_assert!(zlib.is_err(), "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_taken_as_zlib_takes_them(bytes in proptest::collection::vec(any::<u8>(), 0..400), first in 0..8_u8) {
+        let mut stream = bytes;
+        if let Some(byte) = stream.first_mut() {
+            *byte = *byte & !7 | first;
+        }
+        let mut zlibs = Vec::new();
+        let zlib = DeflateDecoder::new(&stream[..]).read_to_end(&mut zlibs);
+        let own = all(&stream);
+        prop_assert_eq!(own.is_ok(), zlib.is_ok(), "{:?} {:?}", own, zlib);
+        prop_assert!(own.map_or(true, |out| out == zlibs));
+    }
+}
+
+/// Blocks that end where their writer flushes: empty stored ones, and fixed codes for short ones.
+#[test]
+fn flushed_streams_come_back() {
+    let plain = data(7, 200_000);
+    for flush in [FlushCompress::Sync, FlushCompress::Full, FlushCompress::Partial] {
+        let mut encoder = flate2::Compress::new(Compression::new(6), false);
+        let mut stream = Vec::with_capacity(1 << 20);
+        for part in plain.chunks(37) {
+            encoder.compress_vec(part, &mut stream, flush).unwrap();
+        }
+        encoder.compress_vec(&[], &mut stream, FlushCompress::Finish).unwrap();
+        for cut in [(1, 1), (7, 1000), (1 << 20, 1 << 20)] {
+            let (out, read) = decode(&stream, cut, true, |_, _, _, _| ()).unwrap();
+            assert!(out == plain && read == stream.len());
+        }
+    }
+}
+
+/// Bits, first one lowest; codes are written from their highest bit on.
+#[derive(Default)]
+struct Writer {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Writer {
+    fn bits(mut self, value: u64, count: usize) -> Self {
+        for n in 0..count {
+            if self.count.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            *self.bytes.last_mut().unwrap() |= ((value >> n & 1) as u8) << (self.count % 8);
+            self.count += 1;
+        }
+        self
+    }
+
+    fn code(self, value: u64, count: usize) -> Self {
+        (0..count).rev().fold(self, |writer, n| writer.bits(value >> n & 1, 1))
+    }
+}
+
+#[test]
+fn what_zlib_refuses_is_refused_by_name() {
+    let last = |kind| Writer::default().bits(1, 1).bits(kind, 2);
+    let rows: [(Writer, &str); 9] = [
+        (last(3), "invalid block type"),
+        (last(0).bits(0, 5).bits(5, 16).bits(5, 16), "invalid stored block lengths"),
+        (last(2).bits(30, 5).bits(0, 5).bits(0, 4), "too many length or distance symbols"),
+        (last(2).bits(0, 5).bits(30, 5).bits(0, 4), "too many length or distance symbols"),
+        (last(2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0o1111, 12), "more codes than fit"),
+        (last(2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0o0003, 12), "codes are missing"),
+        (
+            last(2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0o0001, 12),
+            "codes of code lengths are missing",
+        ),
+        // The fixed codes 286 and a length of 3 at distance 1 of nothing.
+        (last(1).code(0b1100_0110, 8), "invalid literal/length code"),
+        (last(1).code(1, 7).code(0, 5), "invalid distance too far back"),
+    ];
+    for (writer, expected) in rows {
+        let stream = [&writer.bytes[..], &[0; 32]].concat();
+        assert_eq!(all(&stream), Err(Error::Data(expected)));
+        // The same where there is no room to be fast.
+        let slow = decode(&stream, (1, 1), false, |_, _, _, _| ());
+        assert_eq!(slow.err(), Some(Error::Data(expected)));
+    }
+}
+
+/// One distance code of one bit, and its other bit, which stands for nothing.
+#[test]
+fn a_single_distance_code_is_enough() {
+    let block = |bit| {
+        // 258 literals and lengths, one distance, the lengths of 18 code lengths.
+        let lens = Writer::default().bits(1, 1).bits(2, 2).bits(1, 5).bits(0, 5).bits(14, 4);
+        // In the order 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1: 18 and 1 and 2.
+        let lens = lens.bits(0, 3).bits(0, 3).bits(1, 3);
+        let lens = (3..15).fold(lens, |lens, _| lens.bits(0, 3)).bits(2, 3).bits(0, 3).bits(2, 3);
+        // Codes: 18 is 0, 1 is 10, 2 is 11.
+        let lens = lens.code(0, 1).bits(97 - 11, 7).code(0b10, 2);
+        let lens = lens.code(0, 1).bits(138 - 11, 7).code(0, 1).bits(20 - 11, 7);
+        let lens = lens.code(0b11, 2).code(0b11, 2).code(0b10, 2);
+        // 'a' is 0, the end is 10, a length of 3 is 11.
+        lens.code(0, 1).code(0b11, 2).bits(bit, 1).code(0b10, 2)
+    };
+    assert_eq!(all(&block(0).bytes).unwrap(), b"aaaa");
+    assert_eq!(all(&block(1).bytes), Err(Error::Data("invalid distance code")));
+}
