@@ -89,7 +89,6 @@ const PURE: [(&str, &[&str]); 3] = [
         "proto",
         &[
             "blake3",
-            "crc32fast",
             "hex",
             "prost",
             "prost-types",
@@ -106,6 +105,7 @@ const PURE: [(&str, &[&str]); 3] = [
         &[
             "base64",
             "blake3",
+            "crc32fast",
             "hex",
             "serde",
             "serde_json",
