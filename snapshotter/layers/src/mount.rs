@@ -34,6 +34,7 @@ use fuser::InitFlags;
 use nix::mount::{MntFlags, umount2};
 use skimmer_keeper::{Keeper, Kept};
 use skimmer_proto::Digest;
+pub use skimmer_proto::error_chain;
 
 use crate::config::{FuseConfig, MountMode};
 use crate::fuse::device::{self, Device, FILE_SYSTEM};
@@ -432,18 +433,6 @@ fn release(keeper: &dyn Keeper, name: &Name) {
             "the descriptor of a mount that is gone stays kept"
         );
     }
-}
-
-/// An error and its causes on one line.
-pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn mount_info() -> Result<Vec<info::Line>, Error> {

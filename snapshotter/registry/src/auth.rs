@@ -22,6 +22,7 @@ use reqwest::StatusCode;
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
+use skimmer_proto::error_chain;
 use tokio::time::Instant;
 
 use self::token::{Demand, Token};
@@ -271,7 +272,11 @@ impl Auth {
             Ok(found) => found,
             // Public images need none: docker goes on without, too.
             Err(error) => {
-                tracing::warn!(host = host(endpoint), error = chain(&error), "asking as nobody");
+                tracing::warn!(
+                    host = host(endpoint),
+                    error = error_chain(&error),
+                    "asking as nobody"
+                );
                 Vec::new()
             }
         };
@@ -430,10 +435,4 @@ fn basic(username: &str, secret: &str) -> HeaderValue {
 
 fn host(endpoint: &Endpoint) -> String {
     authority(&endpoint.base)
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,5 +1,6 @@
 //! Between the domain and protobuf. Nothing behind this file knows protobuf.
 
+use skimmer_proto::error_chain;
 use tonic::{Code, Status};
 
 use crate::layers::LayerBlame;
@@ -42,13 +43,7 @@ pub fn usage(usage: Usage) -> proto::UsageResponse {
 
 /// The error with all its causes; the code is what containerd's own snapshotters answer.
 pub fn status(error: &Error) -> Status {
-    let mut message = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    Status::new(code(error), message)
+    Status::new(code(error), error_chain(error))
 }
 
 fn code(error: &Error) -> Code {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skimmer_proto::Digest;
+use skimmer_proto::{Digest, error_chain};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
@@ -58,7 +58,7 @@ impl Snapshotter {
                 return Err(Error::Unidentified { reference, source });
             }
             (Err(error), None) => {
-                let reason = &error as &dyn std::error::Error;
+                let reason = error_chain(&error);
                 info!(reference, reason, "containerd unpacks the layer: not identified");
                 return Ok(None);
             }
@@ -73,7 +73,7 @@ impl Snapshotter {
             Ok(None) => return Ok(None),
             Err(error) if required || error.is_bad_layer() => return Err(error),
             Err(error) => {
-                let reason = &error as &dyn std::error::Error;
+                let reason = error_chain(&error);
                 warn!(reference, reason, "containerd unpacks the layer: we cannot provide it");
                 return Ok(None);
             }
