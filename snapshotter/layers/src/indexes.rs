@@ -66,6 +66,8 @@ impl Layer {
             if shown.table.diff_id != by.diff_id {
                 return Err("it is of a layer with another DiffID".to_owned());
             }
+            // An eviction must not take the layer's folder away while it is written into.
+            let _pin = keeper.cache.pin_layer(layer);
             let files = keeper.cache.layer(layer).map_err(|error| error_chain(&error))?;
             let stored = files.store(&shown.encoded, &shown.table, &shown.index.inodes);
             stored.map_err(|error| error_chain(&error))?;

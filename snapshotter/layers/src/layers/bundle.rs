@@ -90,6 +90,8 @@ impl Layers {
         if !self.get(layer).is_empty() {
             return Err(Error::InUse(layer));
         }
+        // An eviction must not take the layer's folder away while it is written into.
+        let _pin = self.shared().cache.pin_layer(layer);
         let files = self.shared().cache.layer(layer);
         let files = files.map_err(|source| failed(layer, Cause::Files { source }))?;
         self.shared().forget_proved(layer);
