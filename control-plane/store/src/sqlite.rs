@@ -42,6 +42,10 @@ impl Sqlite {
     pub async fn open(path: &Path) -> Result<Self, Error> {
         let owned = || path.to_owned();
         restrict(path).map_err(|source| Error::Create { path: owned(), source })?;
+        // SQLite's own locks don't span the migrations of two processes that start at once, and of
+        // two that turn to the write-ahead log at once one is told that the database is locked.
+        let turn = take_turn(path.with_added_extension("lock")).await;
+        let turn = turn.map_err(|source| Error::Create { path: owned(), source })?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .foreign_keys(true)
@@ -53,9 +57,6 @@ impl Sqlite {
             .connect_with(options)
             .await
             .map_err(|source| Error::Open { path: owned(), source })?;
-        // SQLite's own locks don't span the migrations of two processes that start at once.
-        let turn = take_turn(path.with_added_extension("lock")).await;
-        let turn = turn.map_err(|source| Error::Create { path: owned(), source })?;
         MIGRATIONS.run(&pool).await.map_err(|source| Error::Migrate { path: owned(), source })?;
         drop(turn);
         Ok(Self { pool })
