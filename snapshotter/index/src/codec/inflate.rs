@@ -1,7 +1,7 @@
 //! Inflate (RFC 1951) that can stop at block boundaries and start in the middle of a stream.
 //!
 //! Decoding is most of what a node does with an image that arrives, and the index needs two things that decoders don't
-//! give together: the bit at which a block starts, and speed. Away from the ends of what it is given it decodes up to three
+//! give together: the bit at which a block starts, and speed. Away from the ends of what it is given it decodes up to five
 //! symbols by one look ([`fast`]); near them, one by one.
 //!
 //! What is refused is what zlib refuses.
@@ -27,7 +27,7 @@ pub(super) struct Inflate {
     state: State,
     /// The current block is the last one.
     last: bool,
-    codes: Codes,
+    codes: Box<Codes>,
     history: History,
 }
 
@@ -36,6 +36,8 @@ struct Codes {
     literals: Table<11, 3072>,
     /// The same, several at a time.
     joined: Joined<11, 2048>,
+    /// What `joined` is built of.
+    short: Vec<(usize, Entry)>,
     distances: Table<9, 832>,
     /// They are those that RFC 1951 fixes.
     fixed: bool,
@@ -109,7 +111,8 @@ impl Given<'_> {
 impl Inflate {
     pub fn new() -> Self {
         let (literals, distances) = (Table::new(), Table::new());
-        let codes = Codes { literals, joined: Joined::new(), distances, fixed: false };
+        let (joined, short) = (Joined::new(), Vec::new());
+        let codes = Box::new(Codes { literals, joined, short, distances, fixed: false });
         let (bits, state) = (Bits::default(), State::Header);
         Self { bits, state, last: false, codes, history: History::new() }
     }
@@ -232,18 +235,18 @@ impl Inflate {
             let Some(entry) = self.bits.entry(&self.codes.literals, 0, given) else {
                 return Ok(Some(Pause::Want));
             };
-            if entry.is_simple() && entry.literals() > 0 {
-                if given.is_full() {
-                    return Ok(Some(Pause::Want));
+            match entry.kind() {
+                Kind::Literal if given.is_full() => return Ok(Some(Pause::Want)),
+                Kind::Literal => {
+                    self.bits.skip(entry.bits());
+                    given.put(entry.byte());
+                    continue;
                 }
-                self.bits.skip(entry.bits());
-                let [byte, _] = entry.bytes();
-                given.put(byte);
-                continue;
-            }
-            if !entry.is_simple() && entry.kind() == Kind::EndOfBlock {
-                self.bits.skip(entry.bits());
-                return Ok(Some(Pause::EndOfBlock));
+                Kind::EndOfBlock => {
+                    self.bits.skip(entry.bits());
+                    return Ok(Some(Pause::EndOfBlock));
+                }
+                _ => {}
             }
             let Some((len, distance)) = self.copy(entry, given)? else {
                 return Ok(Some(Pause::Want));
@@ -259,11 +262,10 @@ impl Inflate {
         entry: Entry,
         given: &mut Given<'_>,
     ) -> Result<Option<(usize, usize)>, Error> {
-        let len = match entry {
-            simple if simple.is_simple() => simple.len(),
-            value if value.kind() == Kind::Value => value.value_of(self.bits.hold()),
-            _ => return Err(Error::Data("invalid literal/length code")),
-        };
+        if entry.kind() != Kind::Value {
+            return Err(Error::Data("invalid literal/length code"));
+        }
+        let len = entry.value_of(self.bits.hold());
         let len_end = entry.bits();
         let Some(entry) = self.bits.entry(&self.codes.distances, len_end, given) else {
             return Ok(None);

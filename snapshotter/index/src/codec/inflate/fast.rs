@@ -2,18 +2,18 @@
 
 use super::bits::Bits;
 use super::history::History;
-use super::huffman::{Entry, Kind};
+use super::huffman::{Joint, Kind};
 use super::{Codes, Error, Given};
 
 /// What one round may read, and the first one before it.
-const INPUT: usize = 16;
+const INPUT: usize = 24;
 
 /// Bytes that are copied at a time.
 const STRIDE: usize = 16;
 const HALF: usize = 8;
 
-/// What one round may write at most: two literals, a copy of 258 bytes and what it goes beyond its end.
-const ROOM: usize = 2 + 258 + STRIDE;
+/// What one round may write at most: literals, a copy of 258 bytes and what it goes beyond its end.
+const ROOM: usize = 2 * Joint::LITERALS + 258 + 2 * STRIDE;
 
 pub(super) fn has_room(given: &Given<'_>) -> bool {
     given.input.len() - given.read >= INPUT && given.room.len() - given.filled >= ROOM
@@ -55,55 +55,62 @@ fn rounds(
     history: &History,
 ) -> Result<bool, Error> {
     let mut next =
-        Next { hold: bits.hold(), count: bits.count(), input: given.input, read: given.read };
+        Next { hold: bits.hold(), count: bits.count(), input: &given.input[given.read..] };
     let mut ended = false;
     let mut filled = given.filled;
     let room = &mut *given.room;
     next.fill();
-    let mut entry = codes.joined.get(next.hold);
-    while next.input.len() - next.read >= INPUT && room.len() - filled >= ROOM {
+    let mut joint = codes.joined.get(next.hold);
+    while next.input.len() >= INPUT && room.len() - filled >= ROOM {
         next.fill();
-        let len = if entry.is_simple() {
-            room[filled..filled + 2].copy_from_slice(&entry.bytes());
-            filled += entry.literals();
-            next.skip(entry);
-            if entry.len() == 0 {
-                entry = codes.joined.get(next.hold);
-                continue;
-            }
-            entry.len()
+        let mut hold = next.hold;
+        filled += put(joint, room, filled);
+        next.skip(joint.bits());
+        if joint.is_literals() {
+            joint = codes.joined.get(next.hold);
+            hold = next.hold;
+            filled += put(joint, room, filled);
+            next.skip(joint.bits());
+        }
+        if joint.is_literals() {
+            joint = codes.joined.get(next.hold);
+            continue;
+        }
+        let len = if joint.has_copy() {
+            joint.len(hold)
         } else {
-            if entry.kind() == Kind::Table {
-                entry = codes.literals.behind(entry, next.hold);
-            }
-            if entry.is_simple() && entry.literals() > 0 {
-                [room[filled], _] = entry.bytes();
-                filled += 1;
-                next.skip(entry);
-                entry = codes.joined.get(next.hold);
-                continue;
-            }
-            let len = match entry {
-                simple if simple.is_simple() => simple.len(),
-                value if value.kind() == Kind::Value => value.value_of(next.hold),
-                end if end.kind() == Kind::EndOfBlock => {
-                    next.skip(end);
+            let single = codes.literals.get(hold);
+            next.skip(single.bits());
+            next.fill();
+            match single.kind() {
+                Kind::Value => single.value_of(hold),
+                Kind::Literal => {
+                    room[filled] = single.byte();
+                    filled += 1;
+                    joint = codes.joined.get(next.hold);
+                    continue;
+                }
+                Kind::EndOfBlock => {
                     ended = true;
                     break;
                 }
-                _ => return Err(Error::Data("invalid literal/length code")),
-            };
-            next.skip(entry);
-            len
+                Kind::Table | Kind::Invalid => {
+                    return Err(Error::Data("invalid literal/length code"));
+                }
+            }
         };
-        let found = codes.distances.get(next.hold);
+        let mut found = codes.distances.first(next.hold);
+        if found.kind() == Kind::Table {
+            next.fill();
+            found = codes.distances.behind(found, next.hold);
+        }
         if found.kind() != Kind::Value {
             return Err(Error::Data("invalid distance code"));
         }
         let distance = found.value_of(next.hold);
-        next.skip(found);
+        next.skip(found.bits());
         // It is there when the copy is done.
-        entry = codes.joined.get(next.hold);
+        joint = codes.joined.get(next.hold);
         match filled.checked_sub(distance) {
             Some(from) => copy(room, from, filled, len),
             None => copy_from_before(room, history, distance, filled, len)?,
@@ -111,9 +118,16 @@ fn rounds(
         filled += len;
     }
     *bits = Bits::new(next.hold, next.count);
-    (given.read, given.filled) = (next.read, filled);
+    (given.read, given.filled) = (given.input.len() - next.input.len(), filled);
     bits.give_back(given);
     Ok(ended)
+}
+
+/// Puts literals to `filled`, and something behind them where there are few. How many there are.
+#[inline(always)]
+fn put(joint: Joint, room: &mut [u8], filled: usize) -> usize {
+    room[filled..filled + Joint::LITERALS].copy_from_slice(&joint.bytes());
+    joint.literals()
 }
 
 /// The input's next bits; all of `hold` are true, and the lowest `count` of them are counted as read.
@@ -121,41 +135,53 @@ struct Next<'a> {
     hold: u64,
     count: u32,
     input: &'a [u8],
-    read: usize,
 }
 
 impl Next<'_> {
-    /// From here on at least 56 bits are read.
+    /// From here on all of `hold` is read: two times what `joined` has and a distance from the first entries are at most
+    /// 49 bits, so that it can be looked what comes behind them.
     #[inline(always)]
     fn fill(&mut self) {
-        if let Some(bytes) = self.input[self.read..].first_chunk() {
+        if let Some(bytes) = self.input.first_chunk() {
             self.hold |= u64::from_le_bytes(*bytes).wrapping_shl(self.count);
-            self.read += ((63 - self.count) >> 3) as usize;
+            self.input = &self.input[((63 - self.count) >> 3 & 7) as usize..];
             self.count |= 56;
         }
     }
 
     #[inline(always)]
-    fn skip(&mut self, entry: Entry) {
-        self.hold = self.hold.wrapping_shr(entry.bits());
-        self.count = self.count.wrapping_sub(entry.bits());
+    fn skip(&mut self, bits: u32) {
+        self.hold = self.hold.wrapping_shr(bits);
+        self.count = self.count.wrapping_sub(bits);
     }
 }
 
-/// Copies within `room`, to `to` from before it, byte after byte. It may write up to a stride beyond the end.
+/// Copies within `room`, to `to` from before it, byte after byte. It may write up to two strides beyond the end.
 #[inline(always)]
-fn copy(room: &mut [u8], mut from: usize, mut to: usize, len: usize) {
+fn copy(room: &mut [u8], from: usize, to: usize, len: usize) {
+    if to - from < STRIDE {
+        return copy_near(room, from, to, len);
+    }
+    // Most copies are no longer; the processor can't foresee which.
+    stride(room, from, to);
+    stride(room, from + STRIDE, to + STRIDE);
+    for done in (2 * STRIDE..len).step_by(STRIDE) {
+        stride(room, from + done, to + done);
+    }
+}
+
+#[inline(always)]
+fn stride(room: &mut [u8], from: usize, to: usize) {
+    room.copy_within(from..from + STRIDE, to);
+}
+
+/// The same where the distance is less than a stride.
+fn copy_near(room: &mut [u8], mut from: usize, mut to: usize, len: usize) {
     let end = to + len;
     match to - from {
         1 => {
             let byte = room[from];
             room[to..end].fill(byte);
-        }
-        STRIDE.. => {
-            while to < end {
-                room.copy_within(from..from + STRIDE, to);
-                (from, to) = (from + STRIDE, to + STRIDE);
-            }
         }
         HALF.. => {
             while to < end {

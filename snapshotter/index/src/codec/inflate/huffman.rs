@@ -1,8 +1,8 @@
-//! Tables by which symbols are decoded, up to three at a time.
+//! Tables by which symbols are decoded, up to five at a time.
 //!
 //! A table's first `2^ROOT` entries are indexed by the next bits of the stream. What a code longer than that stands for
-//! is in a table of its own behind them, which the first one names. Where two literals and a copy's length, or some of
-//! them, are not longer than `ROOT` bits together, one entry of [`Joined`] stands for all of them.
+//! is in a table of its own behind them, which the first one names. Where literals and the code of a copy's length behind
+//! them are not longer than `ROOT` bits together, one entry of [`Joined`] stands for all of them.
 
 use super::Error;
 
@@ -11,19 +11,17 @@ pub(super) const MAX_BITS: usize = 15;
 
 /// What the next bits stand for.
 ///
-/// From the lowest bit on: 6 bits, by how many bits to go on, extra bits among them; 2 bits, the number of literals, or 3
-/// for something else. Behind literals or none, 16 bits of them, the first one lowest, and 8 bits, the length of the copy
-/// that follows (0: none does). Else 4 bits, the length of the code (of another table: the number of bits that choose from
-/// it), 2 bits, a [`Kind`], 2 bits of nothing, and 16 bits, the value to which the extra bits are added (where the other
-/// table starts).
+/// From the lowest bit on: 8 bits, by how many bits to go on, extra bits among them; 4 bits, the length of the code (of
+/// another table: the number of bits that choose from it); 4 bits, a [`Kind`]; 16 bits, the literal, or the value to
+/// which the extra bits are added (where the other table starts).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Entry(u32);
 
-/// Of entries that are neither literals nor a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// A length or distance.
     Value,
+    Literal,
     /// Another table.
     Table,
     EndOfBlock,
@@ -31,21 +29,13 @@ pub(super) enum Kind {
     Invalid,
 }
 
-/// What is neither literals nor a copy.
-const OTHER: u32 = 3;
-
 impl Entry {
     pub const INVALID: Self = Self::of(Kind::Invalid, 0, 0, 0);
     /// Its code's length is still to be set, as of all but the first.
     pub const END: Self = Self::of(Kind::EndOfBlock, 0, 0, 0);
 
     pub const fn literal(byte: u8) -> Self {
-        Self(1 << 6 | (byte as u32) << 8)
-    }
-
-    /// A copy of this length, with no extra bits.
-    pub const fn copy(len: u8) -> Self {
-        Self((len as u32) << 24)
+        Self::of(Kind::Literal, 0, 0, byte as u16)
     }
 
     /// `base`, to which the value of so many `extra` bits is added.
@@ -54,47 +44,30 @@ impl Entry {
     }
 
     const fn of(kind: Kind, bits: u32, code: u32, base: u16) -> Self {
-        Self(OTHER << 6 | bits | code << 8 | (kind as u32) << 12 | (base as u32) << 16)
+        Self(bits | code << 8 | (kind as u32) << 12 | (base as u32) << 16)
     }
 
     /// With a code of so many bits.
     const fn with_code(self, len: u32) -> Self {
-        let len_of_code = if self.is_simple() { 0 } else { len << 8 };
-        Self((self.0 + len) | len_of_code)
+        Self((self.0 + len) | len << 8)
     }
 
     /// By how many bits to go on.
     pub const fn bits(self) -> u32 {
-        self.0 & 63
+        self.0 & 0xff
     }
 
-    /// Whether it is literals, a copy without extra bits, or a copy behind literals.
-    pub const fn is_simple(self) -> bool {
-        self.0 >> 6 & 3 != OTHER
+    /// The length of its code in bits.
+    const fn code(self) -> u32 {
+        self.0 >> 8 & 15
     }
 
-    /// Of a simple one: how many literals there are.
-    pub const fn literals(self) -> usize {
-        (self.0 >> 6 & 3) as usize
-    }
-
-    /// Of a simple one: the literals, and another byte where there is one.
-    pub const fn bytes(self) -> [u8; 2] {
-        let [_, first, second, _] = self.0.to_le_bytes();
-        [first, second]
-    }
-
-    /// Of a simple one: the length of the copy that follows; 0: none does.
-    pub const fn len(self) -> usize {
-        (self.0 >> 24) as usize
-    }
-
-    /// Of one that isn't simple.
     pub const fn kind(self) -> Kind {
-        match self.0 >> 12 & 3 {
+        match self.0 >> 12 & 15 {
             0 => Kind::Value,
-            1 => Kind::Table,
-            2 => Kind::EndOfBlock,
+            1 => Kind::Literal,
+            2 => Kind::Table,
+            3 => Kind::EndOfBlock,
             _ => Kind::Invalid,
         }
     }
@@ -102,8 +75,7 @@ impl Entry {
     /// The value, whose code and extra bits are the lowest of `hold`.
     #[inline(always)]
     pub const fn value_of(self, hold: u64) -> usize {
-        let extra = hold & (1_u64.wrapping_shl(self.0)).wrapping_sub(1);
-        self.base() + low(extra.wrapping_shr(self.0 >> 8 & 15))
+        self.base() + extra(hold, self.0, self.code())
     }
 
     /// Without the extra bits.
@@ -111,33 +83,113 @@ impl Entry {
         (self.0 >> 16) as usize
     }
 
-    /// Both, where a literal or copy follows one literal, or a copy two.
-    const fn then(self, next: Self) -> Self {
-        let literals = (next.0 >> 8 & 0xff) << (8 + 8 * self.literals());
-        let bits = self.0 + next.bits() + (next.0 & 0xc0);
-        Self(bits | literals | (next.0 & 0xff00_0000))
+    pub const fn byte(self) -> u8 {
+        self.0.to_le_bytes()[2]
+    }
+}
+
+/// The lowest `bits` of `hold` without the first `code` of them.
+#[inline(always)]
+const fn extra(hold: u64, bits: u32, code: u32) -> usize {
+    let taken = hold & 1_u64.wrapping_shl(bits).wrapping_sub(1);
+    low(taken.wrapping_shr(code))
+}
+
+/// Literals and a copy behind them, either of which may be missing.
+///
+/// From the lowest bit on: 8 bits, by how many bits to go on, extra bits among them; 8 bits, where the extra bits begin;
+/// 3 bits, the number of literals; 1 bit, whether there is only them; 12 bits, the length of the copy to which the extra
+/// bits are added (0: there is no copy); 8 bits for each literal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Joint(u64);
+
+impl Joint {
+    /// Literals that one has at most.
+    pub const LITERALS: usize = 4;
+
+    const NOTHING: Self = Self(0);
+
+    /// A single literal or a copy; nothing if `entry` is neither.
+    const fn of(entry: Entry) -> Self {
+        let (bits, code) = (entry.bits() as u64, entry.code() as u64);
+        match entry.kind() {
+            Kind::Literal => Self(bits | 1 << 16 | 1 << 19 | (entry.byte() as u64) << 32),
+            Kind::Value => Self(bits | code << 8 | (entry.base() as u64) << 20),
+            _ => Self::NOTHING,
+        }
+    }
+
+    /// This one behind a literal with a code of `bits`.
+    const fn behind(self, byte: u8, bits: u32) -> Self {
+        let literals = self.0 >> 32 << 40 | (byte as u64) << 32;
+        let bits = bits as u64;
+        Self(((self.0 & 0xffff_ffff) + (bits | bits << 8 | 1 << 16)) | literals)
+    }
+
+    /// By how many bits to go on.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.head() & 0xff
+    }
+
+    /// How many literals there are.
+    #[inline(always)]
+    pub const fn literals(self) -> usize {
+        low(self.0 >> 16) & 7
+    }
+
+    /// The literals, and zeros.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; Self::LITERALS] {
+        let [_, _, _, _, bytes @ ..] = self.0.to_le_bytes();
+        bytes
+    }
+
+    /// Whether there are literals and no copy.
+    #[inline(always)]
+    pub const fn is_literals(self) -> bool {
+        self.0 & 1 << 19 != 0
+    }
+
+    #[inline(always)]
+    pub const fn has_copy(self) -> bool {
+        self.base() > 0
+    }
+
+    /// The length of the copy, whose extra bits are in `hold`.
+    #[inline(always)]
+    pub const fn len(self, hold: u64) -> usize {
+        self.base() + extra(hold, self.head(), self.head() >> 8)
+    }
+
+    #[inline(always)]
+    const fn base(self) -> usize {
+        (self.head() >> 20) as usize
+    }
+
+    #[inline(always)]
+    const fn head(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
     }
 }
 
 /// A table of `2^ROOT` entries, and at most `LEN` with those behind them.
 pub(super) struct Table<const ROOT: usize, const LEN: usize> {
-    entries: Box<[Entry; LEN]>,
+    entries: [Entry; LEN],
 }
 
 impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
     /// Of a code without symbols.
     pub fn new() -> Self {
-        Self { entries: Box::new([Entry::INVALID; LEN]) }
+        Self { entries: [Entry::INVALID; LEN] }
     }
 
     /// What the lowest bits of `hold` stand for; where it has too few of them, the entry has more.
     #[inline(always)]
     pub fn get(&self, hold: u64) -> Entry {
         let entry = self.first(hold);
-        if !entry.is_simple() && entry.kind() == Kind::Table {
-            return self.behind(entry, hold);
-        }
-        entry
+        if entry.kind() == Kind::Table { self.behind(entry, hold) } else { entry }
     }
 
     /// The entry for the lowest `ROOT` bits.
@@ -149,7 +201,7 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
     /// What follows `entry`, which names another table.
     #[inline(always)]
     pub fn behind(&self, entry: Entry, hold: u64) -> Entry {
-        let bits = entry.0 >> 8 & 15;
+        let bits = entry.code();
         let at = low(hold >> ROOT) & ((1 << bits) - 1);
         self.entries.get(entry.base() + at).copied().unwrap_or(Entry::INVALID)
     }
@@ -157,7 +209,14 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
     /// The canonical code with these lengths (0: not used), `entry(n)` being what its symbol `n` stands for.
     ///
     /// False if codes are missing. That is refused, as by zlib, except for a single one of one bit and none at all.
-    pub fn build(&mut self, lens: &[u8], entry: impl Fn(usize) -> Entry) -> Result<bool, Error> {
+    ///
+    /// `short` is told of the codes of up to `ROOT` bits, shortest first.
+    pub fn build(
+        &mut self,
+        lens: &[u8],
+        entry: impl Fn(usize) -> Entry,
+        short: impl FnMut(usize, Entry),
+    ) -> Result<bool, Error> {
         let mut counts = [0_u16; MAX_BITS + 1];
         for len in lens {
             counts[usize::from(*len)] += 1;
@@ -174,7 +233,7 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
         if left > 0 && longest > 1 {
             return Err(Error::Data("codes are missing"));
         }
-        self.fill(&counts, longest, lens, entry)?;
+        self.fill(&counts, longest, lens, entry, short)?;
         Ok(left == 0)
     }
 
@@ -184,6 +243,7 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
         longest: usize,
         lens: &[u8],
         entry: impl Fn(usize) -> Entry,
+        mut short: impl FnMut(usize, Entry),
     ) -> Result<(), Error> {
         let symbols = Sorted::new(counts, lens);
         self.entries[..2].fill(Entry::INVALID);
@@ -193,7 +253,9 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
         for len in 1..=ROOT {
             // So far one entry for each value of `len` bits.
             for symbol in next.by_ref().take(usize::from(counts[len])) {
-                self.entries[code] = entry(usize::from(*symbol)).with_code(narrow(len));
+                let entry = entry(usize::from(*symbol)).with_code(narrow(len));
+                self.entries[code] = entry;
+                short(code, entry);
                 code = following(code, len);
             }
             if len < ROOT {
@@ -235,35 +297,68 @@ impl<const ROOT: usize, const LEN: usize> Table<ROOT, LEN> {
 
 /// The first entries of a [`Table`], joined where what follows fits as well.
 pub(super) struct Joined<const ROOT: usize, const LEN: usize> {
-    entries: Box<[Entry; LEN]>,
+    entries: [Joint; LEN],
+    /// What stands for something and is shorter than `ROOT` bits, shortest first.
+    shorter: Box<[(usize, Joint); LEN]>,
 }
 
 impl<const ROOT: usize, const LEN: usize> Joined<ROOT, LEN> {
     /// Of a code without symbols.
     pub fn new() -> Self {
-        Self { entries: Box::new([Entry::INVALID; LEN]) }
+        let shorter = Box::new([(0, Joint::NOTHING); LEN]);
+        Self { entries: [Joint::NOTHING; LEN], shorter }
     }
 
-    /// What the lowest bits of `hold` stand for.
+    /// What the lowest bits of `hold` stand for; nothing at all if it isn't in the first entries or neither literal
+    /// nor copy.
     #[inline(always)]
-    pub fn get(&self, hold: u64) -> Entry {
+    pub fn get(&self, hold: u64) -> Joint {
         self.entries[low(hold) & (LEN - 1)]
     }
 
-    /// Joins what `table` has.
-    pub fn build<const ALL: usize>(&mut self, table: &Table<ROOT, ALL>) {
-        let single = &table.entries[..LEN];
-        for (at, joined) in self.entries.iter_mut().enumerate() {
-            let mut entry = single[at];
-            while entry.is_simple() && entry.len() == 0 {
-                let next = single[at >> entry.bits()];
-                let fits = entry.bits() + next.bits() <= narrow(ROOT);
-                if !fits || !next.is_simple() || entry.literals() + next.literals() > 2 {
-                    break;
-                }
-                entry = entry.then(next);
+    /// Joins what `codes`, of up to `ROOT` bits and shortest first, stand for.
+    pub fn build(&mut self, codes: &[(usize, Entry)]) {
+        self.entries[..2].fill(Joint::NOTHING);
+        let (mut end, mut codes) = (0, codes.iter().peekable());
+        // By length: where in `shorter` it starts, and how many single literals it starts with.
+        let (mut starts, mut literals) = ([0; MAX_BITS + 1], [0; MAX_BITS + 1]);
+        for len in 1..=ROOT {
+            starts[len] = end;
+            while let Some((code, entry)) = codes.next_if(|(_, entry)| entry.code() == narrow(len))
+            {
+                let joint = Joint::of(*entry);
+                self.put(*code, joint, len, &mut end);
+                literals[len] += usize::from(joint.is_literals());
             }
-            *joined = entry;
+            for first in 1..len {
+                let behind = len - first;
+                for at in starts[first]..starts[first] + literals[first] {
+                    let (code, literal) = self.shorter[at];
+                    for at in starts[behind]..starts[behind + 1] {
+                        let (next, joint) = self.shorter[at];
+                        if joint.literals() < Joint::LITERALS {
+                            let joint = joint.behind(literal.bytes()[0], narrow(first));
+                            self.put(code | next << first, joint, len, &mut end);
+                        }
+                    }
+                }
+            }
+            if len < ROOT {
+                let (done, rest) = self.entries.split_at_mut(1 << len);
+                rest[..1 << len].copy_from_slice(done);
+            }
+        }
+    }
+
+    /// `joint` has the `len` bits of `code`.
+    #[inline(always)]
+    fn put(&mut self, code: usize, joint: Joint, len: usize, end: &mut usize) {
+        if joint != Joint::NOTHING {
+            self.entries[code] = joint;
+            if len < ROOT {
+                self.shorter[*end] = (code, joint);
+                *end += 1;
+            }
         }
     }
 }

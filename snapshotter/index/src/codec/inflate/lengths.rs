@@ -85,10 +85,7 @@ fn of_literal_table(symbol: usize) -> Entry {
     match symbol {
         0..END_OF_BLOCK => Entry::literal(symbol.to_le_bytes()[0]),
         END_OF_BLOCK => Entry::END,
-        _ => match LENGTHS.get(symbol - END_OF_BLOCK - 1) {
-            Some((len, 0)) if *len < 256 => Entry::copy(len.to_le_bytes()[0]),
-            pair => pair.map_or(Entry::INVALID, of_pair),
-        },
+        _ => LENGTHS.get(symbol - END_OF_BLOCK - 1).map_or(Entry::INVALID, of_pair),
     }
 }
 
@@ -115,9 +112,11 @@ impl Codes {
     /// Takes the codes with these lengths.
     pub fn set(&mut self, (literals, distances): (&[u8], &[u8])) -> Result<(), Error> {
         self.fixed = false;
-        self.literals.build(literals, of_literal_table)?;
-        self.joined.build(&self.literals);
-        self.distances.build(distances, of_distance_table)?;
+        self.short.clear();
+        let short = |code, entry| self.short.push((code, entry));
+        self.literals.build(literals, of_literal_table, short)?;
+        self.joined.build(&self.short);
+        self.distances.build(distances, of_distance_table, |_, _| {})?;
         Ok(())
     }
 
@@ -185,7 +184,7 @@ impl Lengths {
                         self.lens[*place] = bits.take(3).to_le_bytes()[0];
                         self.have += 1;
                     }
-                    if !self.table.build(&self.lens[..ORDER.len()], of_length_table)? {
+                    if !self.table.build(&self.lens[..ORDER.len()], of_length_table, |_, _| {})? {
                         return Err(Error::Data("codes of code lengths are missing"));
                     }
                     (self.stage, self.have) = (Stage::OfSymbols, 0);

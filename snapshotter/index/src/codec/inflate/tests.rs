@@ -55,14 +55,19 @@ fn skewed(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Numbers below what is asked for.
+fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed | 1;
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ((state >> 32) * below as u64 >> 32) as usize
+    }
+}
+
 /// Sixteen kinds, equally likely: nothing but literals of four bits.
 fn nibbles(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        b'a' + (state >> 60) as u8
-    };
-    (0..len).map(|_| next()).collect()
+    let mut number = numbers(seed);
+    (0..len).map(|_| b'a' + number(16) as u8).collect()
 }
 
 fn contents() -> impl Strategy<Value = Vec<u8>> {
@@ -162,6 +167,111 @@ proptest! {
         let own = all(&stream);
         prop_assert_eq!(own.is_ok(), zlib.is_ok(), "{:?} {:?}", own, zlib);
         prop_assert!(own.map_or(true, |out| out == zlibs));
+    }
+}
+
+/// The lengths of a complete code of `used` of `all` symbols, `must` among them. The lower `evenness` (at least 1), the
+/// more codes are as long as can be.
+fn code(
+    number: &mut impl FnMut(usize) -> usize,
+    (all, used, must): (usize, usize, usize),
+    evenness: usize,
+) -> Vec<usize> {
+    let mut leaves = vec![1, 1];
+    while leaves.len() < used {
+        let deep = leaves.len() - 1 - number(evenness.min(leaves.len()));
+        let at =
+            if leaves[deep] < 15 { deep } else { leaves.iter().position(|len| *len < 15).unwrap() };
+        leaves[at] += 1;
+        let len = leaves[at];
+        leaves.push(len);
+    }
+    let mut symbols: Vec<usize> = (0..all).filter(|symbol| *symbol != must).collect();
+    let mut lens = vec![0; all];
+    for (n, len) in leaves.into_iter().enumerate() {
+        let symbol = if n == 0 { must } else { symbols.swap_remove(number(symbols.len())) };
+        lens[symbol] = len;
+    }
+    lens
+}
+
+/// The canonical code of `symbol` among those with these lengths.
+fn canonical(lens: &[usize], symbol: usize) -> u64 {
+    let before = |at: usize| (lens[at], at) < (lens[symbol], symbol) && lens[at] > 0;
+    let places = (0..lens.len()).filter(|at| before(*at));
+    places.map(|at| 1_u64 << (lens[symbol] - lens[at])).sum()
+}
+
+/// The symbols that are used, and those of them that are in `extended`, whose extra bits are most, or have codes of 10
+/// or 11 bits.
+fn of_interest(lens: &[usize], extended: std::ops::Range<usize>) -> (Vec<usize>, Vec<usize>) {
+    let used: Vec<usize> = (0..lens.len()).filter(|at| lens[*at] > 0).collect();
+    let long = |at: &usize| extended.contains(at) || matches!(lens[*at], 10 | 11);
+    let long = used.iter().copied().filter(long).collect();
+    (used, long)
+}
+
+fn pick(number: &mut impl FnMut(usize) -> usize, from: [&[usize]; 2]) -> usize {
+    let from = from[number(2)..].iter().chain(&from[..1]).find(|from| !from.is_empty()).unwrap();
+    from[number(from.len())]
+}
+
+/// A block in which every symbol that has a code is as likely as any other, behind a stored one of a window's length.
+fn block_of(seed: u64, (literals, distances): (usize, usize), evenness: usize) -> Vec<u8> {
+    let mut number = numbers(seed);
+    let lens = code(&mut number, (286, literals, 256), evenness);
+    let far = code(&mut number, (30, distances, 0), evenness.min(4));
+    let len = WINDOW_LEN as u64 - 1;
+    let mut writer = Writer::default().bits(0, 8).bits(len, 16).bits(!len & 0xffff, 16);
+    for byte in data(seed, WINDOW_LEN - 1) {
+        writer = writer.bits(byte.into(), 8);
+    }
+    writer = writer.bits(1, 1).bits(2, 2).bits(29, 5).bits(29, 5).bits(15, 4).bits(0, 9);
+    // Each length of a code is written by four bits.
+    writer = (0..16).fold(writer, |writer, _| writer.bits(4, 3));
+    for len in lens.iter().chain(&far) {
+        writer = writer.code(*len as u64, 4);
+    }
+    // Those that take most bits as often as all others.
+    let (symbols, long_symbols) = of_interest(&lens, 281..285);
+    let (places, long_places) = of_interest(&far, 28..30);
+    for _ in 0..3000 {
+        let symbol = pick(&mut number, [&symbols, &long_symbols]);
+        if symbol == 256 {
+            continue;
+        }
+        writer = writer.code(canonical(&lens, symbol), lens[symbol]);
+        if symbol > 256 {
+            let extra = if symbol == 285 { 0 } else { ((symbol - 257) / 4).saturating_sub(1) };
+            writer = writer.bits(number(1 << extra) as u64, extra);
+            let place = pick(&mut number, [&places, &long_places]);
+            let extra = (place / 2).saturating_sub(1);
+            // Nothing goes back to before the first byte.
+            let most = if place == 29 { (1 << extra) - 1 } else { 1 << extra };
+            writer =
+                writer.code(canonical(&far, place), far[place]).bits(number(most) as u64, extra);
+        }
+    }
+    writer.code(canonical(&lens, 256), lens[256]).bytes
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(1000))]
+
+    /// As hardly any compressor makes them: codes as long as can be, one behind the other, with all their extra bits.
+    #[test]
+    fn blocks_of_all_codes_are_taken_as_zlib_takes_them(
+        seed: u64,
+        kinds in (2..=286_usize, 2..=30_usize),
+        evenness in 1..40_usize,
+        cut in cuts(),
+    ) {
+        let stream = block_of(seed, kinds, evenness);
+        let mut zlibs = Vec::new();
+        DeflateDecoder::new(&stream[..]).read_to_end(&mut zlibs).unwrap();
+        let (out, _) = decode(&stream, cut, false, |_, _, _, _| ()).unwrap();
+        prop_assert!(out == zlibs);
+        prop_assert!(all(&stream).unwrap() == zlibs);
     }
 }
 
