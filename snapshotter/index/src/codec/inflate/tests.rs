@@ -60,14 +60,14 @@ fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
     let mut state = seed | 1;
     move |below| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        ((state >> 32) * below as u64 >> 32) as usize
+        (((state >> 32) * below as u64) >> 32) as usize
     }
 }
 
 /// Sixteen kinds, equally likely: nothing but literals of four bits.
 fn nibbles(seed: u64, len: usize) -> Vec<u8> {
     let mut number = numbers(seed);
-    (0..len).map(|_| b'a' + number(16) as u8).collect()
+    (0..len).map(|_| b"abcdefghijklmnop"[number(16)]).collect()
 }
 
 fn contents() -> impl Strategy<Value = Vec<u8>> {
