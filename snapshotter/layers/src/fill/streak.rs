@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 /// Chunks decoded ahead of a reader that reads on and on, at most.
-pub const AHEAD: usize = 4;
+pub const AHEAD: usize = 16;
 
-/// Chunks that a reader has to wait for one after the other before one more is decoded ahead. Most
-/// files end sooner: the chunks behind them are somebody else's.
+/// Chunks that a reader has to wait for one after the other before more are decoded ahead: one, and twice as
+/// many with each chunk that follows. Most files end sooner: the chunks behind them are somebody else's.
 const STREAK: usize = 3;
 
 /// The chunks, one behind the other, that readers waited for last.
@@ -34,7 +34,10 @@ impl Streak {
     }
 
     fn ahead(&self) -> usize {
-        self.chunks.len().saturating_sub(STREAK).min(AHEAD)
+        match self.chunks.len().checked_sub(STREAK + 1) {
+            None => 0,
+            Some(doublings) => AHEAD.min(1 << doublings.min(AHEAD)),
+        }
     }
 }
 
@@ -49,11 +52,14 @@ mod tests {
             let ahead: Vec<usize> = runs.iter().map(|run| streak.extend(run.clone())).collect();
             assert_eq!(ahead, expected, "{runs:?}");
         };
-        check(&[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8], &[0, 0, 0, 1, 2, 3, 4, 4]);
+        check(
+            &[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8, 8..9],
+            &[0, 0, 0, 1, 2, 4, 8, 16, 16],
+        );
         // Several reads wait for the same chunk.
         check(&[5..6, 5..6, 6..7, 6..7, 7..8, 8..9, 8..9], &[0, 0, 0, 0, 0, 1, 1]);
         // What was decoded ahead is not waited for.
-        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 3, 4]);
+        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 4, 16]);
         // Leaps, back or far ahead, end it.
         check(&[0..4, 9..10, 10..11], &[1, 0, 0]);
         check(&[5..9, 2..3, 3..4], &[1, 0, 0]);
