@@ -15,6 +15,7 @@ use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::{self, MountMode};
 use skimmer_integration::tar::{Header, Tar};
 use skimmer_integration::tree::{self, Tree};
+use skimmer_integration::world::drop_caches;
 use skimmer_integration::{estargz, zstd_chunked};
 use skimmer_proto::Digest;
 
@@ -225,6 +226,20 @@ fn taken_over(scenario: &Scenario, subject: &Subject) -> anyhow::Result<()> {
     node.skimmerd.run()?;
     finish_reading(subject, early, "/data/a")?;
     finish_reading(subject, late, "/data/b")?;
+
+    // Once the layer has an index, the mount goes on showing it by the table, also when it is left once more.
+    node.skimmerd.ask(&["fetch", &reference])?;
+    let wait = "exec 3< /data/a; : > /open; while [ ! -e /go ]; do sleep 0.1; done; md5sum <&3";
+    let mut holder = node.containerd.exec_command(READER, &["sh", "-c", wait])?;
+    let held = thread::spawn(move || command::output_of(&mut holder, PATIENCE));
+    wait_for("the open file", PATIENCE, || node.containerd.exec(READER, &["cat", "/open"]).ok())?;
+    node.skimmerd.kill()?;
+    registry.stop()?;
+    node.skimmerd.run()?;
+    drop_caches()?;
+    node.containerd.exec(READER, &["sh", "-c", ": > /go"])?;
+    finish_reading(subject, held, "/data/a")?;
+    finish_reading(subject, begin_reading(&node, "/data/b")?, "/data/b")?;
     node.containerd.remove_container(READER)
 }
 

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
+
+use nix::fcntl::OFlag;
 
 /// The whole file, or `None` if there is none.
 pub fn read_optional(path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -39,6 +41,12 @@ pub fn remove(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A new file on the file system of `dir`, for reading and writing, that is gone when it is closed.
+pub fn unnamed(dir: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(OFlag::O_TMPFILE.bits()).open(dir)
 }
 
 pub fn sync_dir(dir: &Path) -> io::Result<()> {

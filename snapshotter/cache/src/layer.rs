@@ -16,7 +16,7 @@ mod data;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -199,6 +199,26 @@ impl LayerFiles {
             None => {}
         }
         self.open_file(&mut open, subject, data_len, chunks)
+    }
+
+    /// Inodes and an empty data file beside those that the layer has, for a mount from before it had them. They have no
+    /// name and go when they are closed. Blocks.
+    pub fn open_aside(
+        &self,
+        subject: Digest,
+        inodes: &[u8],
+        data_len: u64,
+        chunks: usize,
+    ) -> Result<(File, Arc<LayerData>), Error> {
+        let blob = self.blob;
+        let failed = |name| move |source| Error::Write { blob, name, source };
+        self.make_dir()?;
+        let file = disk::unnamed(&self.dir).map_err(failed(INODES))?;
+        file.write_all_at(inodes, 0).map_err(failed(INODES))?;
+        self.space.charge(inodes.len() as u64);
+        let (shape, subject) = ((data_len, chunks), *subject.as_bytes());
+        let data = LayerData::unnamed(blob, &self.dir, shape, subject, &self.space)?;
+        Ok((file, Arc::new(data)))
     }
 
     /// `file` is open for reading and writing, by an earlier process. If it is the data file, that is opened by it: whoever

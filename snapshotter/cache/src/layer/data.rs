@@ -78,6 +78,22 @@ impl LayerData {
         data
     }
 
+    /// An empty file without a name, and without a checkpoint therefore.
+    pub(super) fn unnamed(
+        blob: Digest,
+        dir: &Path,
+        (len, chunks): (u64, usize),
+        subject: [u8; 32],
+        space: &Arc<Space>,
+    ) -> Result<Self, Error> {
+        let file = disk::unnamed(dir).and_then(|file| file.set_len(len).map(|()| file));
+        let file = file.map_err(|source| Error::Write { blob, name: DATA, source })?;
+        let shape = Shape { data_len: len, bits: chunks, planes: 1 };
+        let data = Self::with(blob, dir, file, shape, subject, Bits::new(chunks), space);
+        data.retire();
+        Ok(data)
+    }
+
     fn with(
         blob: Digest,
         dir: &Path,

@@ -1,7 +1,7 @@
 //! A layer's objects and data file.
 
 use std::fs;
-use std::io::{Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use skimmer_cache::{Cache, LayerFiles, layer};
@@ -171,6 +171,36 @@ async fn a_removed_layer_can_still_be_read_by_who_has_it_open() {
     assert_eq!(&back, b"data");
     let fresh = files.open_data(4, 1).unwrap();
     assert!(!fresh.has(0), "the next file knows nothing of the last");
+}
+
+#[tokio::test]
+async fn what_is_opened_aside_leaves_the_layer_as_it_is_and_has_no_name() {
+    let (_dir, cache) = setup();
+    let files = cache.layer(blob()).unwrap();
+    stored(&files, b"index");
+    let own = files.open_data(MIB, 4).unwrap();
+    own.file().write_all_at(b"own", 0).unwrap();
+    own.mark(0);
+    let names = || {
+        let dir = files.data_path();
+        let entries = fs::read_dir(dir.parent().unwrap()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let (mut inodes, data) = files.open_aside(Digest::of(b"TOC"), b"others", 2 * MIB, 3).unwrap();
+    let mut shown = Vec::new();
+    inodes.read_to_end(&mut shown).unwrap();
+    assert_eq!(shown, b"others");
+    assert_eq!((data.len(), data.present()), (2 * MIB, 0));
+    data.file().write_all_at(b"aside", 0).unwrap();
+    data.mark(0);
+    data.checkpoint().unwrap();
+    assert_eq!(names(), before);
+    let mut back = [0; 3];
+    own.file().read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(&back, b"own");
 }
 
 #[tokio::test]

@@ -194,33 +194,51 @@ impl Layer {
         Ok(result)
     }
 
-    /// Serves what an earlier process left, if `open` is what that served.
-    fn take_over(&self, left: Left, open: &Arc<Open>) -> Result<(), Cause> {
+    /// Serves what an earlier process left: by `open`, if that is what it served.
+    fn take_over(self: &Arc<Self>, left: Left, open: &Arc<Open>) -> Result<(), Cause> {
+        match &left.kind {
+            LeftKind::Fuse { subject, .. } if *subject != open.subject => {
+                let subject = *subject;
+                self.take_over_aside(left, subject);
+            }
+            LeftKind::Lazy { subject, .. } if *subject != open.subject => {
+                tracing::error!(layer = %self.digest(), mount = left.id,
+                    "a mount of an earlier process shows the layer by another index, containers that use it get errors");
+                self.shared.mounts.discard(left);
+            }
+            _ => {
+                let mount = self.serve(left, open)?;
+                self.enter_left(mount, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves what an earlier process served, which was the same as `open` is.
+    pub(super) fn serve(&self, left: Left, open: &Open) -> Result<Mount, Cause> {
         let (mounts, config) = (&self.shared.mounts, &self.shared.config.fuse);
         let id = left.id;
-        let mount = match left.kind {
+        let served = match left.kind {
             LeftKind::Kernel => {
                 open.fill.data().forbid_punching();
-                mounts.adopt(id)
+                Ok(mounts.adopt(id))
             }
-            LeftKind::Fuse { subject, flags, descriptor } if subject == open.subject => {
+            LeftKind::Fuse { flags, descriptor, .. } => {
                 let file_system = LayerFs::new(open.reader(self, &self.shared), config);
-                let resumed = mounts.resume(id, (flags, descriptor), file_system, config);
-                resumed.map_err(|source| Cause::Mount { source })?
+                mounts.resume(id, (flags, descriptor), file_system, config)
             }
-            LeftKind::Lazy { subject, file } if subject == open.subject => {
+            LeftKind::Lazy { subject, file } => {
                 open.fill.data().forbid_punching();
                 let filler = open.filler(self, &self.shared);
-                let resumed = mounts.resume_lazy((id, &subject), file, &filler);
-                resumed.map_err(|source| Cause::Mount { source })?
-            }
-            LeftKind::Fuse { .. } | LeftKind::Lazy { .. } => {
-                tracing::error!(layer = %self.digest(), mount = id,
-                    "a mount of an earlier process shows the layer by another index, containers that use it get errors");
-                mounts.discard(left);
-                return Ok(());
+                mounts.resume_lazy((id, &subject), file, &filler)
             }
         };
+        served.map_err(|source| Cause::Mount { source })
+    }
+
+    /// Makes what an earlier process left the layer's. `current`: it shows the layer as it is shown to others now.
+    pub(super) fn enter_left(&self, mount: Mount, current: bool) -> Result<(), Cause> {
+        let id = mount.id();
         tracing::info!(layer = %self.digest(), mount = id, "took over what an earlier process left mounted");
         let mut core = self.core();
         if self.shared.leaving.has_begun() {
@@ -232,7 +250,7 @@ impl Layer {
         // Another place may have been promised since this process started.
         let promised = core.place.is_some_and(|place| place != id);
         let better = core.mount.as_ref().is_none_or(|known| known.is_fuse() && !mount.is_fuse());
-        if better && !promised {
+        if current && better && !promised {
             core.supersede(mount);
         } else {
             core.former.push(mount);

@@ -72,7 +72,7 @@ impl Open {
         }
         let proved = shared.is_proved(digest)?;
         let (word, index_bytes) = (Word::Table(table), encoded.len() as u64);
-        let parts = Parts { index, word, index_bytes, data, files, pin };
+        let parts = Parts { index, word, index_bytes, inodes: None, data, files, pin };
         match parts.open(shared, spec, proved) {
             Ok(open) => Ok(Some(open)),
             Err(Cause::Inodes { source }) => {
@@ -161,7 +161,7 @@ impl Open {
         };
         shared.record_proved(spec.blob.digest)?;
         let (word, index_bytes) = (Word::Table(table), encoded.len() as u64);
-        let parts = Parts { index, word, index_bytes, data, files, pin };
+        let parts = Parts { index, word, index_bytes, inodes: None, data, files, pin };
         Ok((parts.open(shared, spec, true)?, tree))
     }
 
@@ -249,6 +249,8 @@ pub(super) struct Parts {
     pub index: LayerIndex,
     pub word: Word,
     pub index_bytes: u64,
+    /// `None`: those that are stored.
+    pub inodes: Option<File>,
     pub data: Arc<LayerData>,
     pub files: Arc<LayerFiles>,
     pub pin: Pin,
@@ -256,8 +258,9 @@ pub(super) struct Parts {
 
 impl Parts {
     pub fn open(self, shared: &Shared, spec: &LayerSpec, proved: bool) -> Result<Open, Cause> {
-        let Self { mut index, word, index_bytes, data, files, pin } = self;
-        let inodes = map(&files.inodes_path()).map_err(|source| Cause::Map { source })?;
+        let Self { mut index, word, index_bytes, inodes, data, files, pin } = self;
+        let inodes = inodes.map_or_else(|| File::open(files.inodes_path()), Ok);
+        let inodes = inodes.and_then(|file| map(&file)).map_err(|source| Cause::Map { source })?;
         let inodes = Inodes::open(inodes, index.data_len)
             .map_err(|source| Cause::Inodes { source: Box::new(source) })?;
         // They are read through the map; a second copy would only take memory.
@@ -293,11 +296,10 @@ impl Parts {
 }
 
 #[expect(unsafe_code, reason = "a mapped file is memory that somebody else could change")]
-fn map(path: &std::path::Path) -> std::io::Result<Mmap> {
-    let file = File::open(path)?;
+fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the cache never writes to this file in place: it is replaced by rename and removed by
     // unlink, both of which leave the mapped one as it is.
-    unsafe { Mmap::map(&file) }
+    unsafe { Mmap::map(file) }
 }
 
 /// A layer's bytes, as its mount reads them.
