@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,6 +16,7 @@ use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::scenario;
+use skimmer_integration::skimmerd;
 
 use crate::fixtures::{mount_point, small};
 
@@ -43,7 +45,8 @@ fn a_container_in_a_user_namespace_owns_its_files() {
     }
 }
 
-/// The kernel maps; nothing is copied; a restart of skimmerd makes new mounts; removal leaves none.
+/// The kernel maps; nothing is copied; who runs reads on when skimmerd is killed; a restart makes new mounts; removal
+/// leaves none.
 #[test]
 fn mapped_layers_survive_a_restart_of_skimmerd() {
     for version in [Version::V1_7, Version::V2] {
@@ -51,7 +54,8 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             let registry = Registry::start(scenario)?;
             let image = small(scenario, "users/mapped")?;
             let reference = registry.add(&image)?;
-            let setup = Setup { remap_ids: true, ..Setup::default() };
+            let skimmerd = skimmerd::Setup { holder: true, ..skimmerd::Setup::default() };
+            let setup = Setup { remap_ids: true, skimmerd, ..Setup::default() };
             let mut node = Node::start_with(scenario, version, &setup)?;
             node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
 
@@ -78,6 +82,13 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             ];
             node.snapshots("skimmer")?.prepare("two", &chain, HashMap::from(labels))?;
 
+            node.skimmerd.kill()?;
+            let mut call = node.containerd.exec_command(&one, &["md5sum", "/data/users-mapped"])?;
+            let reader = thread::spawn(move || command::output_of(&mut call, PATIENCE));
+            node.skimmerd.run()?;
+            node.wait_connected()?;
+            let read = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+
             node.containerd.remove_container(&one)?;
             node.skimmerd.terminate()?;
             node.skimmerd.run()?;
@@ -91,6 +102,8 @@ fn mapped_layers_survive_a_restart_of_skimmerd() {
             anyhow::ensure!(owner == (FIRST, FIRST), "after the restart: {owner:?}");
             let bytes = std::fs::read(&path)?.len();
             anyhow::ensure!(bytes == 8 << 20, "{bytes} bytes");
+            let same = command::run("md5sum", [&path])?.split(' ').next() == read.split(' ').next();
+            anyhow::ensure!(same, "the container read something else: {read:?}");
             drop(mounted);
 
             let mut call = mapped(&node, &["--rm"])?;

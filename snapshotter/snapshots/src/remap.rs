@@ -10,7 +10,8 @@
 //! Invariants:
 //! - One name, one source and one mapping, as long as the process lives: layers' mounts and folders
 //!   don't use a number twice.
-//! - What a predecessor left mounted is gone before the first clone, since its layers are dead.
+//! - What a predecessor left mounted is gone before the first clone, since its layers may be dead. Containers keep what
+//!   is mounted over them: overlayfs has clones of its own.
 //! - Clones are read-only: whatever is deleted by mistake, no snapshot parent loses files.
 
 mod kernel;
