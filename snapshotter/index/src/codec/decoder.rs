@@ -7,8 +7,9 @@ use super::zstd::Frames;
 use super::{Compression, Decoded, Error, Event, stored};
 use crate::chunk::State;
 
-/// Decoded bytes between two checkpoints inside a gzip member. Part of the index format.
-pub const SPAN: u64 = 1 << 20;
+/// Decoded bytes between two checkpoints inside a gzip member: the closer, the less a reader fetches that it doesn't
+/// need, and the more the index weighs and costs. Part of the index format.
+pub const SPAN: u64 = 512 << 10;
 
 /// Members and frames shorter than this (decoded) share a chunk. Part of the index format.
 const MIN_CHUNK: u64 = SPAN / 4;

@@ -120,11 +120,12 @@ fn one_member_has_a_checkpoint_per_span() {
     // Level 1 isn't among them: zlib-ng's and zlib-rs's makes one block of everything.
     for level in [0, 3, 6, 9] {
         let index = check(&gzip(level, &plain), &plain, 100_000);
-        assert!((6..=7).contains(&index.chunks.len()), "{} chunks", index.chunks.len());
+        assert!((11..=14).contains(&index.chunks.len()), "{} chunks", index.chunks.len());
         for (i, chunk) in index.chunks.iter().enumerate() {
             let at_window = matches!(&chunk.state, State::Gzip { window: Some(_), .. });
             assert_eq!(at_window, i > 0);
-            assert!(chunk.data.end - chunk.data.start < SPAN + (SPAN / 4));
+            // The longest blocks of these compressors.
+            assert!(chunk.data.end - chunk.data.start < SPAN + (256 << 10));
         }
     }
 }
@@ -132,7 +133,7 @@ fn one_member_has_a_checkpoint_per_span() {
 #[test]
 fn members_and_frames_are_chunks_unless_small() {
     let plain = data(2, 3 << 20);
-    for (len, chunks) in [(1 << 20, 3), (300_000, 11), (100_000, 11), (1000, 12)] {
+    for (len, chunks) in [(1 << 19, 6), (300_000, 11), (100_000, 16), (1000, 24)] {
         let by = |compress: fn(&[u8]) -> Vec<u8>| plain.chunks(len).flat_map(compress).collect();
         let members: Vec<u8> = by(|part| gzip(6, part));
         let frames: Vec<u8> = by(|part| zstd_frame(3, part));

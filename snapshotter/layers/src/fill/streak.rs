@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Chunks decoded ahead of a reader that reads on and on, at most.
-pub const AHEAD: usize = 16;
+pub const AHEAD: usize = 32;
 
 /// Chunks that a reader has to wait for one after the other before more are decoded ahead: one, and twice as
 /// many with each chunk that follows. Most files end sooner: the chunks behind them are somebody else's.
@@ -53,13 +53,13 @@ mod tests {
             assert_eq!(ahead, expected, "{runs:?}");
         };
         check(
-            &[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8, 8..9],
-            &[0, 0, 0, 1, 2, 4, 8, 16, 16],
+            &[0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7, 7..8, 8..9, 9..10],
+            &[0, 0, 0, 1, 2, 4, 8, 16, 32, 32],
         );
         // Several reads wait for the same chunk.
         check(&[5..6, 5..6, 6..7, 6..7, 7..8, 8..9, 8..9], &[0, 0, 0, 0, 0, 1, 1]);
         // What was decoded ahead is not waited for.
-        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 4, 16]);
+        check(&[0..2, 2..4, 5..6, 8..9], &[0, 1, 4, 32]);
         // Leaps, back or far ahead, end it.
         check(&[0..4, 9..10, 10..11], &[1, 0, 0]);
         check(&[5..9, 2..3, 3..4], &[1, 0, 0]);
