@@ -131,7 +131,7 @@ impl Layers {
             shared.cache.peek_layer(left.blob).lend_data(left.file);
         }
         let owner = Arc::new(Owner { shared: Arc::new(shared) });
-        if mount::reads_directly() {
+        if owner.shared.mounts.reads_directly() {
             tracing::info!(
                 "complete layers that memory has let go of are read from the disk, without a second copy in memory"
             );

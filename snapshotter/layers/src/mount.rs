@@ -41,7 +41,6 @@ use crate::fuse::device::{self, Device, FILE_SYSTEM};
 use crate::fuse::{Content, LayerFs};
 use crate::label::Label;
 pub use cached::forget as forget_cached;
-pub use direct::is_safe as reads_directly;
 use kernel::Kernel;
 pub use kernel::version;
 use lazy::LeftData;
@@ -170,6 +169,11 @@ impl Mounts {
     /// Whether complete layers can be served by the kernel, as far as is known.
     pub fn has_kernel(&self) -> bool {
         self.kernel.can()
+    }
+
+    /// Whether the kernel can read what it serves past a second copy in the page cache.
+    pub fn reads_directly(&self) -> bool {
+        direct::is_possible(&self.kernel)
     }
 
     /// Mounts `file_system` under the reserved `id` and serves it until the [`Mount`] is dropped.

@@ -1,9 +1,9 @@
 //! Reads past the data file's own page cache: of what EROFS reads from a file, the page cache holds two copies, one as
 //! the container's file and one as the data file's, and the first is copied from the second. With `directio`
-//! (Documentation/filesystems/erofs.rst) it reads from the disk into the first.
+//! (Documentation/filesystems/erofs.rst), or of a loop device with direct I/O, it reads from the disk into the first.
 //!
-//! Worth it only when the second is gone: what has just been written is better read from memory. And only with kernels
-//! that don't crash of it (CVE-2026-23224).
+//! Worth it only when the second is gone: what has just been written is better read from memory. And `directio` only
+//! with kernels that don't crash of it (CVE-2026-23224).
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::kernel;
+use super::kernel::{self, Kernel, loops};
 
 /// What reads are multiples of: EROFS has blocks of 512 bytes here, as the tar has.
 const BLOCK_BYTES: u32 = 512;
@@ -48,8 +48,8 @@ pub fn suits(file: &File) -> io::Result<bool> {
     Ok(takes_blocks(file)? && is_mostly_gone(cached_pages(file)?, len))
 }
 
-/// Whether the running kernel does it safely.
-pub fn is_safe() -> bool {
+/// Whether EROFS over files does it safely with the running kernel.
+fn is_safe() -> bool {
     nix::sys::utsname::uname().is_ok_and(|name| fixed(&name.release().to_string_lossy()))
 }
 
@@ -65,14 +65,27 @@ fn fixed(release: &str) -> bool {
     }
 }
 
-/// Has the EROFS at `path`, which is mounted over files, read from the disk from now on.
-pub fn turn_on(path: &Path) -> nix::Result<()> {
+/// Whether what `kernel` mounts can read so.
+pub fn is_possible(kernel: &Kernel) -> bool {
+    kernel.can() && (is_safe() || !kernel.mounts_files())
+}
+
+/// Has the EROFS at `path` read `data` from the disk from now on: by its loop device or, if it has none, by itself.
+/// Whether it does.
+pub fn turn_on(path: &Path, data: &File) -> io::Result<bool> {
+    if loops::read_directly(data)? > 0 {
+        return Ok(true);
+    }
+    if !is_safe() {
+        return Ok(false);
+    }
     let none = None::<&str>;
-    mount(none, path, none, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, Some("directio"))
+    mount(none, path, none, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, Some("directio"))?;
+    Ok(true)
 }
 
 /// Whether its file system says that it reads such blocks directly.
-fn takes_blocks(file: &File) -> io::Result<bool> {
+pub fn takes_blocks(file: &File) -> io::Result<bool> {
     let known = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
     let fits = |align: u32| align > 0 && BLOCK_BYTES.is_multiple_of(align);
     Ok(known.stx_mask & StatxFlags::DIOALIGN.bits() != 0

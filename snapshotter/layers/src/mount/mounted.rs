@@ -91,7 +91,7 @@ impl Mount {
         match direct::suits(data) {
             Ok(true) => {
                 self.direct = true;
-                let turned = direct::turn_on(&self.path);
+                let turned = direct::turn_on(&self.path, data);
                 tracing::debug!(path = %self.path.display(), ?turned, "read from the disk from now on");
             }
             Ok(false) => {}

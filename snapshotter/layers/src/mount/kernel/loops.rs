@@ -1,6 +1,6 @@
 //! Loop devices (loop(4)): a file as a block device, read-only, gone with its last user.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// From the kernel's `linux/loop.h`.
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
 const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
 
@@ -70,6 +71,32 @@ pub fn attach(path: &Path) -> io::Result<Device> {
     Err(taken)
 }
 
+/// Has every device that `file` is attached to read it past the page cache, and says how many there are. A device whose
+/// file system can't do it is an error.
+pub fn read_directly(file: &File) -> io::Result<usize> {
+    let own = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let mut found = 0;
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let attached = Path::new("/sys/block").join(&name).join("loop/backing_file");
+        // No loop device, or a free one.
+        let Ok(attached) = fs::read_to_string(attached) else { continue };
+        if Path::new(attached.trim_end_matches('\n')) == own {
+            set_direct(&OpenOptions::new().read(true).open(Path::new("/dev").join(name))?)?;
+            found += 1;
+        }
+    }
+    Ok(found)
+}
+
+#[expect(unsafe_code, reason = "nix has no loop devices")]
+fn set_direct(device: &File) -> io::Result<()> {
+    let on: libc::c_ulong = 1;
+    // SAFETY: the call takes a number; the descriptor is open for as long as it lasts.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_DIRECT_IO, on) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[expect(unsafe_code, reason = "nix has no loop devices")]
 fn free(control: &File) -> io::Result<i32> {
     // SAFETY: the call takes no argument; the descriptor is open for as long as it lasts.
@@ -99,4 +126,50 @@ fn configure(device: &File, file: &File) -> io::Result<()> {
     // SAFETY: `config` has the layout of the kernel's struct, which the call only reads.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::mount::direct::takes_blocks;
+
+    /// What the device at `path` reads, past what is cached of the device itself.
+    fn read(path: &Path, len: usize) -> Vec<u8> {
+        let device = File::open(path).unwrap();
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&device, 0, 0, advice).unwrap();
+        let mut bytes = vec![0; len];
+        device.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_device_reads_the_same_past_the_page_cache_and_only_that_of_the_file() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let bytes: Vec<u8> = (0..300_032_u32).map(|n| (n % 251) as u8).collect();
+        let file = || {
+            let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            file.write_all(&bytes).unwrap();
+            file
+        };
+        let (ours, other) = (file(), file());
+        let (device, bystander) = (attach(ours.path()).unwrap(), attach(other.path()).unwrap());
+        let is_direct = |device: &Device| {
+            let name = Path::new("/sys/block").join(device.path().file_name().unwrap());
+            fs::read_to_string(name.join("loop/dio")).unwrap() == "1\n"
+        };
+        assert_eq!((is_direct(&device), is_direct(&bystander)), (false, false));
+        assert_eq!(read(device.path(), bytes.len()), bytes);
+        // Where the file system can't, the error is told and the device stays as it is.
+        let can = takes_blocks(ours.as_file()).unwrap();
+        assert_eq!(read_directly(ours.as_file()).ok(), can.then_some(1));
+        assert_eq!(is_direct(&device), can);
+        assert!(!is_direct(&bystander));
+        assert_eq!(read(device.path(), bytes.len()), bytes);
+    }
 }
