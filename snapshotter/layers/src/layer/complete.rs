@@ -11,7 +11,7 @@ use crate::mount::error_chain;
 use crate::state::{Event, State};
 
 /// Chunks asked for at a time.
-pub(super) const RUN: usize = 16;
+pub(super) const RUN: usize = 32;
 
 /// After a failure the background tries again: at first after this, then after twice as long.
 const PAUSE: Duration = Duration::from_secs(30);
