@@ -82,6 +82,7 @@ struct Health {
 struct Flight {
     blob: BlobId,
     source: SourceId,
+    begun: Now,
     /// The most urgent class that waits for it.
     class: Class,
     left: BTreeSet<u32>,
@@ -293,11 +294,14 @@ impl Planner {
         }
         let health = &mut blob.health[flight.source.0];
         if let Outcome::Failed { retryable } = outcome {
-            let factor = 1_u32.checked_shl(health.failures).unwrap_or(u32::MAX);
-            let wait = self.limits.backoff.saturating_mul(factor).min(self.limits.backoff_max);
-            health.failures = (health.failures + 1).min(31);
-            health.not_before = now + wait;
             health.refused |= !retryable;
+            // Runs that were under way together fail for one reason: only the first of them counts.
+            if flight.begun >= health.not_before {
+                let factor = 1_u32.checked_shl(health.failures).unwrap_or(u32::MAX);
+                let wait = self.limits.backoff.saturating_mul(factor).min(self.limits.backoff_max);
+                health.failures = (health.failures + 1).min(31);
+                health.not_before = now + wait;
+            }
         }
         let limits = &self.limits;
         let is_closed = |(source, health): (usize, &Health)| {
@@ -393,7 +397,7 @@ impl Planner {
         }
         blob.count(scattered);
         let left = pieces.iter().collect();
-        self.flights.insert(run, Flight { blob: id, source, class, left });
+        self.flights.insert(run, Flight { blob: id, source, begun: now, class, left });
         Some(Run { id: run, blob: id, source, pieces, class })
     }
 

@@ -150,6 +150,22 @@ fn a_failed_run_is_tried_again_later_and_later() {
 }
 
 #[test]
+fn runs_that_fail_together_are_one_failure() {
+    let mut bench = Bench::new(limits());
+    bench.need(1, 0..1, Class::Fault);
+    bench.need(1, 50..51, Class::Fault);
+    for (first, wait) in [(0, 100), (2, 200), (4, 400)] {
+        assert_eq!(bench.fail(first, true), []);
+        let due = bench.now + wait * MS;
+        bench.now += MS;
+        assert_eq!(bench.fail(first + 1, true), []);
+        assert_eq!(bench.planner.next_wake(bench.now), Some(due));
+        bench.now = due;
+        assert_eq!(runs(&bench.apply(Event::Tick)).len(), 2);
+    }
+}
+
+#[test]
 fn progress_keeps_a_pull_through_alive_but_not_a_fault() {
     let mut bench = Bench::new(limits());
     let (fault, _) = bench.need(1, 50..51, Class::Fault);
