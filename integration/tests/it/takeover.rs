@@ -215,6 +215,8 @@ fn containers_whose_mounts_died_with_daemon_and_holder_are_named() {
         anyhow::ensure!(lost(&world)?.len() == 1, "the new container is named too");
         world.node.containerd.remove_container("next")?;
         world.node.containerd.remove_container(READER)?;
+        // Until then its snapshot may stay.
+        world.node.containerd.collect_garbage(&world.reference)?;
         wait_for("nobody is named", PATIENCE, || lost(&world).ok()?.is_empty().then_some(()))
     });
 }
