@@ -291,6 +291,8 @@ fn what_is_in_flight_stays_recorded_through_many_deaths() {
                 let log = world.node.skimmerd.log();
                 (log.matches("what an earlier process began").count() >= deaths).then_some(())
             })?;
+            // Before it serves, nothing tells it to stop in order.
+            world.node.wait_connected()?;
             anyhow::ensure!(!waiting.is_finished(), "nobody could have answered it");
         }
         world.node.skimmerd.kill()?;
