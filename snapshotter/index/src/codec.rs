@@ -8,7 +8,6 @@ mod chunk_stream;
 mod decoder;
 mod gzip;
 mod inflate;
-mod sparse;
 mod stored;
 mod stream;
 mod table;
@@ -85,11 +84,9 @@ struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Event {
     None,
-    /// A deflate block that isn't its member's first starts at bit `bit` of the blob, which is read up
-    /// to byte `at`.
+    /// A deflate block that isn't its member's first starts at bit `bit` of the blob.
     Block {
         bit: u64,
-        at: u64,
     },
     /// A member or frame that isn't inside a chunk by necessity starts at this byte of the blob.
     Start {

@@ -168,7 +168,7 @@ fn the_format_stays_as_it_is() {
     assert_eq!(built.index.chunks.len(), 6);
     assert_eq!(Digest::of(&built.encoded).hex(), FORMAT);
 }
-const FORMAT: &str = "c345e86188a43ab0b5a2ef61f8b86b61221c0fb4f162b8e6ad356df8797a450a";
+const FORMAT: &str = "6002f3f135c5b267007a0fb23cda7fc57d455d22e4bf6d4a47834158f27d7b08";
 
 fn contents() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let content = (any::<u64>(), 0..800_000usize);

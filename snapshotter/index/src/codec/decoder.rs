@@ -2,7 +2,7 @@
 
 use super::gzip::Members;
 use super::stream::Stream;
-use super::table::{Entry, Table};
+use super::table::{Start, Table};
 use super::zstd::Frames;
 use super::{Compression, Decoded, Error, Event, stored};
 use crate::chunk::State;
@@ -66,7 +66,7 @@ impl Decoder {
             self.begin(out)?;
         }
         let (data_len, blob_len) = (self.data, self.read);
-        let Some((compression, stream)) = self.stream else {
+        let Some((compression, mut stream)) = self.stream else {
             return Err(Error::Truncated { at: blob_len });
         };
         if !stream.is_complete() {
@@ -74,7 +74,9 @@ impl Decoder {
         }
         let (chunks, windows) = match compression {
             Compression::Stored => (stored::chunks(data_len), Vec::new()),
-            Compression::Gzip | Compression::Zstd => self.table.finish(data_len, stream.end())?,
+            Compression::Gzip | Compression::Zstd => {
+                self.table.finish(data_len, stream.end(), stream.take_window())?
+            }
         };
         Ok(Decoded { compression, blob_len, data_len, chunks, windows })
     }
@@ -142,10 +144,7 @@ impl Pass<'_> {
                 m => m.min(room.len()),
             });
             let step = self.stream.step(input, &mut room[..room_len], missing == 0)?;
-            let (consumed, rest) = input.split_at(step.consumed);
-            input = rest;
-            let produced = &self.room[self.filled..self.filled + step.produced];
-            self.table.follow(consumed, produced);
+            input = &input[step.consumed..];
             self.filled += step.produced;
             *self.data += step.produced as u64;
             if *self.data > self.limit {
@@ -167,18 +166,26 @@ impl Pass<'_> {
     fn note(&mut self, event: Event) -> Result<(), Error> {
         let len = *self.data - self.table.start();
         match event {
-            Event::Block { bit, at } if len > SPAN => match self.stream.window() {
-                Some(window) => self.table.enter_block(*self.data, bit, at, window),
-                None => Ok(()),
-            },
+            Event::Block { bit } if len > SPAN => {
+                let state = State::Gzip { bit: (bit % 8) as u8, window: None };
+                self.cut(bit.div_ceil(8), bit / 8, state)?;
+                self.stream.set_checkpoint();
+                Ok(())
+            }
             Event::Start { at } if len == 0 || len >= MIN_CHUNK => {
                 let state = match self.stream {
                     Stream::Zstd(_) => State::ZstdFrame,
                     _ => State::Gzip { bit: 0, window: None },
                 };
-                self.table.cut(*self.data, at, at, Entry::State(state))
+                self.cut(at, at, state)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ends a chunk at `end` in the blob and starts the next at `blob`, in this state.
+    fn cut(&mut self, end: u64, blob: u64, state: State) -> Result<(), Error> {
+        let next = Start { data: *self.data, blob, state };
+        self.table.cut(end, next, self.stream.take_window())
     }
 }

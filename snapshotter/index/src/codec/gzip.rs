@@ -58,9 +58,14 @@ impl Members {
         members
     }
 
-    /// The last 32 KiB decoded of this member, zeros before them.
-    pub fn window(&self) -> Box<[u8; WINDOW_LEN]> {
-        self.inflate.window()
+    /// As [`Inflate::set_checkpoint`].
+    pub fn set_checkpoint(&mut self) {
+        self.inflate.set_checkpoint();
+    }
+
+    /// As [`Inflate::take_window`]; nothing of another member refers to it.
+    pub fn take_window(&mut self) -> Option<Box<[u8; WINDOW_LEN]>> {
+        self.inflate.take_window()
     }
 
     pub const fn end(&self) -> u64 {
@@ -108,9 +113,7 @@ impl Members {
         }
         let event = match step.at {
             At::Middle => Event::None,
-            At::Block { unused_bits } => {
-                Event::Block { bit: self.at * 8 - u64::from(unused_bits), at: self.at }
-            }
+            At::Block { unused_bits } => Event::Block { bit: self.at * 8 - u64::from(unused_bits) },
             At::End => {
                 self.part = Part::Trailer { bytes: [0; 8], have: 0 };
                 Event::None

@@ -7,6 +7,7 @@
 //! What is refused is what zlib refuses.
 
 mod bits;
+mod checkpoint;
 mod fast;
 mod history;
 mod huffman;
@@ -15,6 +16,7 @@ mod lengths;
 mod tests;
 
 use bits::Bits;
+use checkpoint::Checkpoint;
 use history::History;
 use huffman::{Entry, Joined, Kind, Table};
 use lengths::Lengths;
@@ -133,9 +135,15 @@ impl Inflate {
         self.history.set(window);
     }
 
-    /// The last 32 KiB decoded, zeros before them if there were fewer.
-    pub fn window(&self) -> Box<[u8; WINDOW_LEN]> {
-        self.history.window()
+    /// Makes a checkpoint of the place behind the last step, in place of the one before.
+    pub fn set_checkpoint(&mut self) {
+        self.history.set_checkpoint();
+    }
+
+    /// What was decoded before the checkpoint and what came behind it referred to: the last 32 KiB, zeros in place of all
+    /// other bytes. `None` if there is no checkpoint, which there isn't afterwards.
+    pub fn take_window(&mut self) -> Option<Box<[u8; WINDOW_LEN]>> {
+        self.history.take_checkpoint().map(Checkpoint::sparse)
     }
 
     /// Decodes until input or room runs out, the stream ends or, if asked, a block does. What is in `room` behind the
@@ -227,7 +235,7 @@ impl Inflate {
     fn symbols(&mut self, given: &mut Given<'_>) -> Result<Option<Pause>, Error> {
         loop {
             if fast::has_room(given) {
-                let ended = fast::symbols(&self.codes, &mut self.bits, given, &self.history)?;
+                let ended = fast::symbols(&self.codes, &mut self.bits, given, &mut self.history)?;
                 if ended {
                     return Ok(Some(Pause::EndOfBlock));
                 }

@@ -48,10 +48,17 @@ impl Stream {
         }
     }
 
-    /// What the data behind this point may refer back to: only gzip can be entered inside a member.
-    pub(super) fn window(&self) -> Option<Box<[u8; WINDOW_LEN]>> {
+    /// Makes this point a checkpoint: only gzip can be entered inside a member.
+    pub(super) fn set_checkpoint(&mut self) {
+        if let Self::Gzip(members) = self {
+            members.set_checkpoint();
+        }
+    }
+
+    /// What the data behind the last checkpoint referred back to, if that is one.
+    pub(super) fn take_window(&mut self) -> Option<Box<[u8; WINDOW_LEN]>> {
         match self {
-            Self::Gzip(members) => Some(members.window()),
+            Self::Gzip(members) => members.take_window(),
             Self::Stored { .. } | Self::Zstd(_) => None,
         }
     }

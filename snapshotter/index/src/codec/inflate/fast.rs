@@ -25,7 +25,7 @@ pub(super) fn symbols(
     codes: &Codes,
     bits: &mut Bits,
     given: &mut Given<'_>,
-    history: &History,
+    history: &mut History,
 ) -> Result<bool, Error> {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("bmi2") {
@@ -42,7 +42,7 @@ fn symbols_bmi2(
     codes: &Codes,
     bits: &mut Bits,
     given: &mut Given<'_>,
-    history: &History,
+    history: &mut History,
 ) -> Result<bool, Error> {
     rounds(codes, bits, given, history)
 }
@@ -52,7 +52,7 @@ fn rounds(
     codes: &Codes,
     bits: &mut Bits,
     given: &mut Given<'_>,
-    history: &History,
+    history: &mut History,
 ) -> Result<bool, Error> {
     let mut next =
         Next { hold: bits.hold(), count: bits.count(), input: &given.input[given.read..] };
@@ -207,7 +207,7 @@ fn copy_near(room: &mut [u8], mut from: usize, mut to: usize, len: usize) {
 #[cold]
 fn copy_from_before(
     room: &mut [u8],
-    history: &History,
+    history: &mut History,
     distance: usize,
     filled: usize,
     len: usize,

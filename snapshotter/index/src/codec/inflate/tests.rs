@@ -10,12 +10,12 @@ use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, 
 use super::{At, Error, Inflate, WINDOW_LEN};
 use crate::codec::tests::data;
 
-/// Decodes in steps of so many bytes in and out; what each step but the last returned goes to `seen`.
+/// Decodes in steps of so many bytes in and out; what each step returned goes to `seen`.
 fn decode(
     stream: &[u8],
     (step, room): (usize, usize),
     stop: bool,
-    mut seen: impl FnMut(&Inflate, usize, usize, At),
+    mut seen: impl FnMut(&mut Inflate, usize, usize, At),
 ) -> Result<(Vec<u8>, usize), Error> {
     let mut inflate = Inflate::new();
     let (mut out, mut at) = (Vec::new(), 0);
@@ -25,10 +25,10 @@ fn decode(
         let done = inflate.step(input, &mut buffer, stop)?;
         out.extend_from_slice(&buffer[..done.produced]);
         at += done.consumed;
+        seen(&mut inflate, at, out.len(), done.at);
         if done.at == At::End {
             return Ok((out, at));
         }
-        seen(&inflate, at, out.len(), done.at);
         if done.consumed + done.produced == 0 && done.at == At::Middle {
             assert!(at == stream.len(), "stands still at {at} of {}", stream.len());
             return Err(Error::Data("truncated"));
@@ -38,6 +38,28 @@ fn decode(
 
 fn all(stream: &[u8]) -> Result<Vec<u8>, Error> {
     decode(stream, (usize::MAX >> 1, 1 << 16), false, |_, _, _, _| ()).map(|(out, _)| out)
+}
+
+/// Decodes `len` bytes from bit `bit` on, with this window before them.
+fn enter(stream: &[u8], bit: u64, window: &[u8; WINDOW_LEN], len: usize) -> Vec<u8> {
+    let (at, bit) = ((bit / 8) as usize, (bit % 8) as u8);
+    let mut inflate = Inflate::new();
+    inflate.set_window(window);
+    if bit > 0 {
+        inflate.resume(8 - bit, stream[at] >> bit);
+    }
+    let mut input = &stream[at + usize::from(bit > 0)..];
+    let (mut out, mut filled) = (vec![0; len + 1], 0);
+    loop {
+        let step = inflate.step(input, &mut out[filled..], false).unwrap();
+        filled += step.produced;
+        input = &input[step.consumed..];
+        if step.at == At::End {
+            out.truncate(filled);
+            return out;
+        }
+        assert!(step.consumed + step.produced > 0);
+    }
 }
 
 fn deflate(level: u32, bytes: &[u8]) -> Vec<u8> {
@@ -94,40 +116,34 @@ proptest! {
         prop_assert_eq!(read, len);
     }
 
-    /// Every block can be entered with its first bit and the window before it.
+    /// Blocks can be entered with their first bit and the window before them, of which nothing is superfluous.
     #[test]
-    fn blocks_can_be_entered(plain in contents(), level in 1..=9_u32, cut in cuts()) {
+    fn blocks_can_be_entered(plain in contents(), level in 1..=9_u32, cut in cuts(), flip: proptest::sample::Index) {
         let stream = deflate(level, &plain);
-        let mut blocks = Vec::new();
-        let (out, _) = decode(&stream, cut, true, |inflate, read, produced, at| {
-            if let At::Block { unused_bits } = at {
-                blocks.push((read as u64 * 8 - u64::from(unused_bits), produced, inflate.window()));
-            }
+        let (mut entered, mut blocks) = (None, Vec::new());
+        decode(&stream, cut, true, |inflate, read, produced, at| {
+            let last = entered.map_or(0, |(_, last)| last);
+            let next = match at {
+                At::Middle => return,
+                At::Block { .. } if produced - last < WINDOW_LEN => return,
+                At::Block { unused_bits } => Some((read as u64 * 8 - u64::from(unused_bits), produced)),
+                At::End => None,
+            };
+            let window = inflate.take_window();
+            assert_eq!(window.is_some(), entered.is_some());
+            blocks.extend(entered.zip(window));
+            inflate.set_checkpoint();
+            entered = next;
         }).unwrap();
-        prop_assert!(out == plain);
-        for (bit, produced, window) in blocks.iter().step_by(1 + blocks.len() / 5) {
-            let known = (*produced).min(WINDOW_LEN);
-            prop_assert!(window[WINDOW_LEN - known..] == plain[produced - known..*produced]);
-            let (at, bit) = ((bit / 8) as usize, (bit % 8) as u8);
-            let mut inflate = Inflate::new();
-            inflate.set_window(window);
-            let first = usize::from(bit > 0);
-            if bit > 0 {
-                inflate.resume(8 - bit, stream[at] >> bit);
+        for ((bit, start), mut window) in blocks {
+            let before = plain[..start].iter().rev().chain(std::iter::repeat(&0));
+            prop_assert!(window.iter().rev().zip(before).all(|(kept, byte)| *kept == 0 || kept == byte));
+            prop_assert!(enter(&stream, bit, &window, plain.len() - start) == plain[start..]);
+            let kept: Vec<usize> = (0..WINDOW_LEN).filter(|at| window[*at] != 0).collect();
+            if !kept.is_empty() {
+                window[kept[flip.index(kept.len())]] ^= 1;
+                prop_assert!(enter(&stream, bit, &window, plain.len() - start) != plain[start..]);
             }
-            let mut rest = vec![0; plain.len() - produced + 1];
-            let mut filled = 0;
-            let mut input = &stream[at + first..];
-            loop {
-                let step = inflate.step(input, &mut rest[filled..], false).unwrap();
-                filled += step.produced;
-                input = &input[step.consumed..];
-                if step.at == At::End {
-                    break;
-                }
-                prop_assert!(step.consumed + step.produced > 0);
-            }
-            prop_assert!(rest[..filled] == plain[*produced..]);
         }
     }
 
