@@ -30,8 +30,8 @@ pub enum State {
     ZstdFrame,
 }
 
-/// Decodes one chunk whose compressed bytes are pushed in, in order. Nothing is allocated in
-/// proportion to the chunk; a zstd window may take 128 MiB.
+/// Decodes chunks, one after the other, whose compressed bytes are pushed in, in order. Nothing is allocated in
+/// proportion to a chunk; a zstd window may take 128 MiB until the chunk's end.
 pub struct ChunkDecoder {
     chunk: usize,
     expected: u64,
@@ -39,12 +39,19 @@ pub struct ChunkDecoder {
     stream: ChunkStream,
 }
 
+impl Default for ChunkDecoder {
+    fn default() -> Self {
+        Self { chunk: 0, expected: 0, left: 0, stream: ChunkStream::new() }
+    }
+}
+
 impl ChunkDecoder {
-    pub fn new(index: &LayerIndex, chunk: usize) -> Result<Self, Error> {
+    /// What is pushed from now on is `chunk`'s.
+    pub fn enter(&mut self, index: &LayerIndex, chunk: usize) -> Result<(), Error> {
         let found = index.chunks.get(chunk).ok_or(Error::NoChunk { chunk })?;
         let expected = found.data.end - found.data.start;
-        let stream = ChunkStream::new(chunk, found, &index.windows)?;
-        Ok(Self { chunk, expected, left: expected, stream })
+        (self.chunk, self.expected, self.left) = (chunk, expected, expected);
+        self.stream.enter(chunk, found, &index.windows)
     }
 
     /// The next bytes of the chunk's [`Chunk::blob`]; what they decode to goes to `out`, never more
@@ -58,9 +65,10 @@ impl ChunkDecoder {
         self.stream.push(bytes, room, &mut self.left, out)
     }
 
-    /// Fails if less came out than the chunk is long.
-    pub fn finish(self) -> Result<(), Error> {
-        let Self { chunk, expected, left, .. } = self;
+    /// The chunk's end. Fails if less came out than it is long.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.stream.leave();
+        let Self { chunk, expected, left, .. } = *self;
         if left == 0 {
             return Ok(());
         }
@@ -85,7 +93,8 @@ pub fn decode_chunk(
     if actual != expected {
         return Err(Error::CompressedLength { chunk, actual, expected });
     }
-    let mut decoder = ChunkDecoder::new(index, chunk)?;
+    let mut decoder = ChunkDecoder::default();
+    decoder.enter(index, chunk)?;
     let mut room = vec![0; ROOM];
     decoder.push(compressed, &mut room, &mut |bytes| out.extend_from_slice(bytes))?;
     decoder.finish()

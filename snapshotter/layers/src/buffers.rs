@@ -1,32 +1,22 @@
 //! A few buffers shared by all mounts and decoders, so that hundreds of idle mounts hold none, and busy ones have
 //! theirs faulted in once.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::fuse::device::MAX_READ;
-
-/// How many buffers are kept when nobody needs one.
-const KEPT: usize = 6;
+use crate::kept::Kept;
 
 /// Buffers of [`MAX_READ`] bytes.
 #[derive(Debug, Default)]
-pub struct Buffers {
-    free: Mutex<Vec<Vec<u8>>>,
-}
+pub struct Buffers(Kept<Vec<u8>>);
 
 impl Buffers {
     /// Calls `use_it` with a buffer of `len` bytes of any content.
     pub fn with<T>(&self, len: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
-        let taken = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut buffer = taken.unwrap_or_else(|| vec![0; MAX_READ as usize]);
+        let mut buffer = self.0.take().unwrap_or_else(|| vec![0; MAX_READ as usize]);
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
         let result = use_it(&mut buffer[..len]);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < KEPT {
-            free.push(buffer);
-        }
+        self.0.keep(buffer);
         result
     }
 }

@@ -27,7 +27,6 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, join_all};
 use sha2::{Digest as _, Sha256};
 use skimmer_cache::{Blob, Class, LayerData, Spans};
-use skimmer_index::chunk::ChunkDecoder;
 use skimmer_index::index::LayerIndex;
 use skimmer_proto::Digest;
 use tokio::runtime::Handle;
@@ -447,7 +446,8 @@ impl Fill {
     fn decode_into(&self, chunk: usize, out: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
         let failed = |source| Error::Decode { chunk, source };
         let span = &self.index.chunks[chunk];
-        let mut decoder = ChunkDecoder::new(&self.index, chunk).map_err(failed)?;
+        let mut decoder = self.turn.idle.take().unwrap_or_default();
+        decoder.enter(&self.index, chunk).map_err(failed)?;
         let expected = match &self.proof {
             Proof::Pieces => None,
             Proof::Chunks(digests) => digests.get(chunk).copied(),
@@ -472,6 +472,7 @@ impl Fill {
             Ok(())
         })?;
         decoder.finish().map_err(failed)?;
+        self.turn.idle.keep(decoder);
         let actual = Digest::from_bytes(hash.finalize().into());
         match expected {
             Some(expected) if expected != actual => Err(Error::Content { chunk, expected, actual }),

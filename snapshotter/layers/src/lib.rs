@@ -5,6 +5,7 @@ pub mod config;
 pub mod fill;
 pub mod fuse;
 pub mod indexes;
+mod kept;
 mod label;
 pub mod layer;
 pub mod layers;

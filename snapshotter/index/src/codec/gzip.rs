@@ -49,13 +49,19 @@ impl Members {
         Self { inflate, part, at, end: at, whole: true, crc: Hasher::new(), len: 0 }
     }
 
-    /// From a block that starts with bit `bit` of the byte at `at`, after `window`.
-    pub fn resume(at: u64, bit: u8, window: &[u8; WINDOW_LEN]) -> Self {
-        let mut members = Self::new(at);
-        members.inflate.set_window(window);
-        members.part = if bit == 0 { Part::Body } else { Part::Resume { bit } };
-        members.whole = false;
-        members
+    /// As a new one.
+    pub fn restart(&mut self, at: u64) {
+        self.inflate.reset();
+        (self.part, self.at, self.end) = (Part::Header(Header::new()), at, at);
+        (self.whole, self.crc, self.len) = (true, Hasher::new(), 0);
+    }
+
+    /// As one that has decoded `window`, and what comes next is a block that starts with bit `bit` of the byte at `at`.
+    pub fn resume(&mut self, at: u64, bit: u8, window: &[u8; WINDOW_LEN]) {
+        self.restart(at);
+        self.inflate.set_window(window);
+        self.part = if bit == 0 { Part::Body } else { Part::Resume { bit } };
+        self.whole = false;
     }
 
     /// As [`Inflate::set_checkpoint`].

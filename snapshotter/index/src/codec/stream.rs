@@ -30,6 +30,16 @@ impl Stream {
         }
     }
 
+    /// The one for gzip, in place of another.
+    pub(super) fn members(&mut self) -> &mut Members {
+        loop {
+            match self {
+                Self::Gzip(members) => return members,
+                _ => *self = Self::Gzip(Members::new(0)),
+            }
+        }
+    }
+
     /// Where the last complete member or frame ended.
     pub(super) const fn end(&self) -> u64 {
         match self {

@@ -8,7 +8,7 @@ use flate2::{Compression as Level, GzBuilder};
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::{Compression, Decoded, Decoder, Error, SPAN};
-use crate::chunk::{State, decode_chunk};
+use crate::chunk::{ChunkDecoder, State, decode_chunk};
 use crate::index::{LayerIndex, Layout};
 
 /// Something like a layer: runs that compress, words, noise, zeros.
@@ -82,14 +82,24 @@ fn check(blob: &[u8], expected: &[u8], step: usize) -> LayerIndex {
     let decoded = decoded.unwrap();
     assert!(out == expected, "{} bytes out, expected {}", out.len(), expected.len());
     let index = index_of(decoded);
-    let mut at = 0;
+    let (mut at, mut decoder, mut room) = (0, ChunkDecoder::default(), vec![0; step.min(1 << 16)]);
     for (i, chunk) in index.chunks.iter().enumerate() {
         assert_eq!(chunk.data.start, at);
         at = chunk.data.end;
         let compressed = &blob[chunk.blob.start as usize..chunk.blob.end as usize];
         let mut out = vec![1, 2, 3];
         decode_chunk(&index, i, compressed, &mut out).unwrap();
-        assert!(out == expected[chunk.data.start as usize..at as usize], "chunk {i}");
+        let chunk_data = &expected[chunk.data.start as usize..at as usize];
+        assert!(out == chunk_data, "chunk {i}");
+        // The same decoder for all, once it was left halfway.
+        for end in [compressed.len() / 2, compressed.len()] {
+            out.clear();
+            decoder.enter(&index, i).unwrap();
+            let mut take = |bytes: &[u8]| out.extend_from_slice(bytes);
+            decoder.push(&compressed[..end], &mut room, &mut take).unwrap();
+        }
+        decoder.finish().unwrap();
+        assert!(out == chunk_data, "chunk {i}");
     }
     assert_eq!(at, expected.len() as u64);
     let encoded = index.encode().unwrap();

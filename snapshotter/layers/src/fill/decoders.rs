@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use skimmer_cache::Class;
+use skimmer_index::chunk::ChunkDecoder;
 use tokio::sync::Notify;
 
 use crate::buffers::Buffers;
+use crate::kept::Kept;
 use crate::turns::{Place, Places, Share};
 
 /// Jobs of one layer beyond one for each processor: some wait for the disk, or for a thread. On two processors, four jobs
@@ -20,6 +22,7 @@ pub struct Decoders {
     /// Nobody waits: leaves room for those who do.
     background: Arc<Places>,
     buffers: Arc<Buffers>,
+    idle: Arc<Kept<ChunkDecoder>>,
 }
 
 /// What one layer has of them.
@@ -29,6 +32,8 @@ pub struct Turn {
     background: Share,
     /// For what is decoded.
     pub buffers: Arc<Buffers>,
+    /// Decoders that no job uses.
+    pub idle: Arc<Kept<ChunkDecoder>>,
 }
 
 impl Decoders {
@@ -37,13 +42,15 @@ impl Decoders {
             urgent: places(processors + SPARE),
             background: places((processors / 2).max(1)),
             buffers,
+            idle: Arc::default(),
         }
     }
 
     /// For another layer.
     pub fn turn(&self) -> Turn {
         let (urgent, background) = (self.urgent.share(), self.background.share());
-        Turn { urgent, background, buffers: Arc::clone(&self.buffers) }
+        let (buffers, idle) = (Arc::clone(&self.buffers), Arc::clone(&self.idle));
+        Turn { urgent, background, buffers, idle }
     }
 }
 
@@ -95,8 +102,10 @@ mod tests {
     #[tokio::test]
     async fn layers_that_wait_are_served_in_turn() {
         let (urgent, background) = (places(1), places(1));
-        let (decoders, calm) =
-            (Decoders { urgent, background, buffers: Arc::default() }, Notify::new());
+        let (decoders, calm) = (
+            Decoders { urgent, background, buffers: Arc::default(), idle: Arc::default() },
+            Notify::new(),
+        );
         let (crowd, one) = (decoders.turn(), decoders.turn());
         let running = crowd.take(Class::Fault, &calm).await.unwrap();
         let mut many: Vec<_> =
