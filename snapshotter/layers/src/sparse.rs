@@ -1,4 +1,7 @@
 //! Writing to a file that has holes only where it is written: zeros stay holes.
+//!
+//! Space isn't taken beforehand, by `fallocate`: a large file is written 6 % faster then, but ext4 splits such extents
+//! when the data reaches the disk, which may need room that a full disk hasn't, and warns of it (`CONFIG_EXT4_DEBUG`).
 
 use std::fs::File;
 use std::io;
