@@ -119,7 +119,7 @@ impl Inflate {
         Self { bits, state, last: false, codes, history: History::new() }
     }
 
-    /// Back to the state of a new one.
+    /// Back to the state of a new one, but for the checkpoint: nothing that follows refers to what is before it.
     pub fn reset(&mut self) {
         (self.bits, self.state, self.last) = (Bits::default(), State::Header, false);
         self.history.clear();

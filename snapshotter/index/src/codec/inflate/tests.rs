@@ -121,7 +121,7 @@ proptest! {
     fn blocks_can_be_entered(plain in contents(), level in 1..=9_u32, cut in cuts(), flip: proptest::sample::Index) {
         let stream = deflate(level, &plain);
         let (mut entered, mut blocks) = (None, Vec::new());
-        decode(&stream, cut, true, |inflate, read, produced, at| {
+        let (out, _) = decode(&stream, cut, true, |inflate, read, produced, at| {
             let last = entered.map_or(0, |(_, last)| last);
             let next = match at {
                 At::Middle => return,
@@ -135,6 +135,7 @@ proptest! {
             inflate.set_checkpoint();
             entered = next;
         }).unwrap();
+        prop_assert!(out == plain);
         for ((bit, start), mut window) in blocks {
             let before = plain[..start].iter().rev().chain(std::iter::repeat(&0));
             prop_assert!(window.iter().rev().zip(before).all(|(kept, byte)| *kept == 0 || kept == byte));
