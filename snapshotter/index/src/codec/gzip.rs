@@ -158,8 +158,7 @@ impl Members {
                 }
             }
             Part::Between if byte == MAGIC[0] => {
-                self.inflate.reset();
-                (self.whole, self.crc, self.len) = (true, Hasher::new(), 0);
+                self.restart(at);
                 let mut header = Header::new();
                 header.push(byte).map_err(|reason| Error::Header { at, reason })?;
                 self.part = Part::Header(header);
