@@ -263,7 +263,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Stores a piece and tells who has to know. Whether it was right.
+    /// Stores a piece, or drops it if it is wrong, and tells who has to know.
     async fn keep(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
@@ -271,22 +271,26 @@ impl Fetcher {
         run: &Run,
         piece: u32,
         buffer: &Bytes,
-    ) -> Result<bool, Cause> {
-        let right = self.store(blob, pieces, piece, buffer).await? == Checked::Kept;
-        if right {
+    ) -> Result<(), Cause> {
+        if self.store(blob, pieces, piece, buffer).await? == Checked::Kept {
             self.handle(Event::Arrived { run: run.id, piece });
             blob.arrived.notify_waiters();
             if let Some(source) = self.piece_source() {
                 source.arrived(blob, piece);
             }
         } else {
-            let source = self.sources[run.source.0].name();
+            let from = &self.sources[run.source.0];
+            let source = from.name();
             self.metrics.wrong_pieces.get_or_create(&FromSource { source }).inc();
             info!(blob = %blob.digest(), piece, source, "wrong piece dropped");
+            if let AnySource::Pieces(from) = from {
+                // Before it may be asked for the piece once more.
+                from.wrong(&blob.reference(), piece);
+            }
             let cause = Cause::Wrong { from: source };
             self.handle_failure(run.blob, cause, Event::Wrong { run: run.id, piece });
         }
-        Ok(right)
+        Ok(())
     }
 
     /// Exactly `len` bytes of the stream.

@@ -70,8 +70,8 @@ impl Fetcher {
             let label = Transfer { source: via.name(), class: run.class.name() };
             self.metrics.fetched.get_or_create(&label).inc_by(bytes.len() as u64);
             blob.count(run.class, via, bytes.len());
-            if owed.remove(piece) && !self.keep(blob, &pieces, run, piece, &bytes).await? {
-                source.wrong(&blob.reference(), piece);
+            if owed.remove(piece) {
+                self.keep(blob, &pieces, run, piece, &bytes).await?;
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -87,7 +88,10 @@ impl PieceSource for Backwards {
     }
 
     fn wrong(&self, _: &BlobRef, piece: u32) {
-        self.tell(format!("wrong {piece}"));
+        // Were the next order made already, it would come meanwhile.
+        tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(20)));
+        let order = self.orders.lock().unwrap().len();
+        self.tell(format!("wrong {piece} of order {order}"));
     }
 
     fn arrived(&self, _: &Arc<Blob>, piece: u32) {
@@ -160,13 +164,13 @@ async fn ranges_serve_what_the_source_of_pieces_does_not_take_or_fails_at() {
     assert_eq!(b.twin.bytes_asked(), 5 << 18, "only the rest");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_piece_is_reported_and_asked_for_again() {
     let b = bench(Backwards { corrupts: Mutex::new(Some(3)), ..Backwards::default() }, 2 * MIB);
     b.blob.set_table(Arc::new(table(&b.content))).unwrap();
     b.blob.ensure(0..u64::MAX, Class::Background).await.unwrap();
     assert_eq!(pulled(&b.blob).await.unwrap(), b.content);
-    assert!(b.source.told.lock().unwrap().contains(&"wrong 3".to_owned()));
+    assert!(b.source.told.lock().unwrap().contains(&"wrong 3 of order 1".to_owned()));
     let orders: Vec<_> = b.source.orders.lock().unwrap().iter().map(|o| o.0.clone()).collect();
     assert_eq!(orders, [PieceSet::all(8), std::iter::once(3).collect()]);
 }

@@ -44,13 +44,12 @@ pub async fn order(inner: &Arc<Inner>, order: Order) -> Result<PieceStream, Fetc
     known.blob = blob;
     known.proved |= proved;
     known.table = table.or_else(|| known.table.take());
-    let (all, left) = (pieces.clone(), pieces.clone());
-    known.orders.insert(id, Sink { all, left, sender });
+    known.orders.insert(id, Sink { left: pieces.clone(), sender });
     known.announced = true;
     let shape = shape(geometry);
+    let close = Close { inner: Arc::downgrade(inner), task, id, pieces: pieces.clone() };
     inner.apply(state, Event::Want { task, shape, pieces, class, origin });
     inner.runtime.spawn(hear_urgency(Arc::downgrade(inner), task, shape, urgent, origin));
-    let close = Close { inner: Arc::downgrade(inner), task, id };
     Ok(Box::pin(Deliveries { deliveries, _close: close }))
 }
 
@@ -94,18 +93,26 @@ struct Close {
     inner: Weak<Inner>,
     task: TaskId,
     id: u64,
+    /// Everything that was ordered.
+    pieces: PieceSet,
 }
 
 impl Drop for Close {
     fn drop(&mut self) {
         let Some(inner) = self.inner.upgrade() else { return };
         let mut state = inner.state();
-        let Some(task) = state.tasks.get_mut(&self.task) else { return };
-        let Some(mut sink) = task.orders.remove(&self.id) else { return };
-        for other in task.orders.values() {
-            sink.all.remove_all(&other.left);
+        let mut pieces = std::mem::take(&mut self.pieces);
+        if let Some(task) = state.tasks.get_mut(&self.task) {
+            task.orders.remove(&self.id);
+            for other in task.orders.values() {
+                pieces.remove_all(&other.left);
+            }
+            // What was delivered and isn't there was wrong, or the disk is full: it isn't on its way any more.
+            pieces.remove_all(&task.have);
         }
-        inner.apply(state, Event::Unwant { task: self.task, pieces: sink.all });
+        if !pieces.is_empty() {
+            inner.apply(state, Event::Unwant { task: self.task, pieces });
+        }
     }
 }
 

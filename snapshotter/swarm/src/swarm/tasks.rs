@@ -35,8 +35,6 @@ pub struct Task {
 /// The swarm's end of an order.
 #[derive(Debug)]
 pub struct Sink {
-    /// Everything that was ordered.
-    pub all: PieceSet,
     /// Not delivered yet.
     pub left: PieceSet,
     pub sender: mpsc::Sender<Result<Delivery, FetchError>>,
@@ -58,10 +56,15 @@ impl Task {
         }
     }
 
-    /// Where a piece is to be delivered.
-    pub fn sink(&self, piece: u32) -> Option<mpsc::Sender<Result<Delivery, FetchError>>> {
-        let sink = self.orders.values().find(|sink| sink.left.contains(piece))?;
-        Some(sink.sender.clone())
+    /// The order to which a piece is to be delivered.
+    pub fn sink(&self, piece: u32) -> Option<(u64, mpsc::Sender<Result<Delivery, FetchError>>)> {
+        let (id, sink) = self.orders.iter().find(|(_, sink)| sink.left.contains(piece))?;
+        Some((*id, sink.sender.clone()))
+    }
+
+    /// Whether an order still waits for a piece.
+    pub fn is_owed(&self, order: u64, piece: u32) -> bool {
+        self.orders.get(&order).is_some_and(|sink| sink.left.contains(piece))
     }
 
     /// A piece is delivered; an order that has all its pieces is closed.

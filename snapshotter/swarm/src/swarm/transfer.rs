@@ -203,19 +203,21 @@ impl Inner {
     /// and in the same step.
     async fn deliver(self: &Arc<Self>, request: RequestId, task: TaskId, delivery: Delivery) {
         let piece = delivery.piece;
-        let sink = self.state().tasks.get(&task).and_then(|task| task.sink(piece));
-        let Some(sink) = sink else { return };
-        let Ok(room) = sink.reserve().await else { return };
-        let mut state = self.state();
-        let ordered = state.tasks.get(&task).is_some_and(|task| task.sink(piece).is_some());
-        if !ordered {
+        loop {
+            let sink = self.state().tasks.get(&task).and_then(|task| task.sink(piece));
+            let Some((order, sink)) = sink else { return };
+            let Ok(room) = sink.reserve().await else { return };
+            let mut state = self.state();
+            // It may have ended meanwhile, and another may want the same.
+            let Some(known) = state.tasks.get_mut(&task).filter(|task| task.is_owed(order, piece))
+            else {
+                continue;
+            };
+            known.delivered(piece);
+            self.apply(state, Event::Received { request, piece });
+            room.send(Ok(delivery));
             return;
         }
-        if let Some(task) = state.tasks.get_mut(&task) {
-            task.delivered(piece);
-        }
-        self.apply(state, Event::Received { request, piece });
-        room.send(Ok(delivery));
     }
 
     fn count_failure(&self, from: &'static str, fault: Fault) {

@@ -2,15 +2,19 @@
 
 use std::sync::atomic::Ordering;
 
+use futures::StreamExt;
 use skimmer_cache::Class;
 use skimmer_cache::source::memory::Memory;
 use skimmer_identity::Role;
 use skimmer_proto::control;
 use skimmer_proto::control::node_message::Message as FromNode;
+use skimmer_proto::{Geometry, PieceSet};
 
 use super::super::*;
 use super::bench::{Bench, CLAIMED, MIB, pulled, table};
 use super::led::lead;
+
+const QUICK: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_under_a_scheduler_takes_each_byte_from_the_origin_once() {
@@ -50,6 +54,29 @@ async fn who_comes_later_needs_no_origin() {
         let mut read = vec![0; MIB];
         lazy.read_at(&mut read, MIB as u64).unwrap();
         assert!(read == content[MIB..2 * MIB]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_but_not_stored_is_delivered_again() {
+    let mut bench = Bench::with_nodes(1).await;
+    let (blob, content) = bench.blob(MIB, 6);
+    bench.one_has(&blob, &content).await;
+    bench.add(Role::Peer).await;
+    let _led = lead(&bench).await;
+    let swarm = &bench.nodes[1].swarm;
+    let geometry = Geometry::of(blob.len).unwrap();
+    let all = PieceSet::all(geometry.pieces());
+    // As where the disk is full: the order ends, and what it was for is wanted again.
+    for _ in 0..2 {
+        let (_urgent, urgent) = mpsc::unbounded_channel();
+        let (blob, pieces, class) = (blob.clone(), all.clone(), Class::Background);
+        let order = Order { blob, geometry, pieces, class, table: None, urgent };
+        let pieces = swarm.fetch(order).await.unwrap();
+        let delivered = pieces.map(|delivery| delivery.unwrap().piece).collect::<Vec<u32>>();
+        let delivered = tokio::time::timeout(QUICK, delivered).await;
+        let delivered = delivered.expect("within less than the planner's patience");
+        assert_eq!(delivered.into_iter().collect::<PieceSet>(), all);
     }
 }
 
