@@ -1,5 +1,6 @@
 //! Getting the whole of an image: in the background, by `skimmer fetch`, with credentials.
 
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,6 +19,9 @@ use crate::fixtures::{blobs, busybox, data, md5sum, small};
 use crate::indexes;
 
 const LEN: usize = 24 << 20;
+
+/// How often the daemon looks what memory has let go of, and a little.
+const LOOK: Duration = Duration::from_secs(11);
 
 /// The image's layers as `skimmer status` reports them.
 fn layers(node: &Node, reference: &str) -> anyhow::Result<Vec<serde_json::Value>> {
@@ -83,8 +87,10 @@ fn what_memory_let_go_of_is_cached_once() {
                 )?;
                 Ok(said.trim().parse()?)
             };
-            wait_for("the kernel reads the data file directly", Duration::from_secs(30), || {
+            wait_for("the kernel reads the data file directly", 4 * LOOK, || {
                 drop_caches().ok()?;
+                // Whoever looks has to find it gone.
+                thread::sleep(LOOK);
                 sum().ok()?;
                 (cached().ok()? < LEN / 4).then_some(())
             })?;
