@@ -66,7 +66,8 @@ pub enum Error {
     Keep { path: PathBuf, source: io::Error },
 }
 
-/// A membership in force. Clones share it; renewal changes it in place.
+/// A membership in force. Clones share it; renewal changes it in place, and so does enrolling anew in
+/// the same cluster.
 #[derive(Clone, Debug)]
 pub struct Member {
     pub credentials: Arc<Credentials>,
@@ -86,6 +87,11 @@ impl Member {
     pub fn is_valid(&self, grace: Duration) -> bool {
         let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
         self.credentials.membership().not_after.saturating_add(grace) >= unix_now()
+    }
+
+    /// Whether both are the same membership, which may have been renewed in between.
+    pub fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.trust, &other.trust)
     }
 
     /// A connection to the manager that shows this membership.
@@ -108,13 +114,15 @@ impl Member {
 /// Joins and stays a member, for as long as somebody listens to `to`.
 pub async fn stay(settings: Settings, key: Key, to: watch::Sender<Option<Member>>) {
     let mut wait = RETRY;
+    // Also after its end.
+    let mut latest: Option<Member> = None;
     loop {
         if to.is_closed() {
             return;
         }
         let known = to.borrow().clone();
         let done = match known {
-            None => enter(&settings, &key).await,
+            None => enter(&settings, &key, latest.as_ref()).await,
             Some(member) => renew(&settings, member).await,
         };
         let pause = match done {
@@ -122,6 +130,7 @@ pub async fn stay(settings: Settings, key: Key, to: watch::Sender<Option<Member>
                 wait = RETRY;
                 let membership = member.credentials.membership();
                 tracing::debug!(cluster = member.cluster, until = membership.not_after, "member");
+                latest = Some(member.clone());
                 to.send_replace(Some(member));
                 until_half_life(membership.not_before, membership.not_after)
             }
@@ -156,9 +165,9 @@ pub fn open_key(directory: &Path) -> Result<Key, Error> {
     Ok(Key::open_or_create(&directory.join("key"))?)
 }
 
-/// The membership on disk if it is still good, else a new one.
-async fn enter(settings: &Settings, key: &Key) -> Result<Member, Error> {
-    if let Some(member) = remembered(settings, key) {
+/// The membership on disk if it is still good, else a new one. `before`: the one that has ended.
+async fn enter(settings: &Settings, key: &Key, before: Option<&Member>) -> Result<Member, Error> {
+    if let Some(member) = remembered(settings, key, before) {
         return Ok(member);
     }
     let path = settings.token_file.clone();
@@ -177,17 +186,17 @@ async fn enter(settings: &Settings, key: &Key) -> Result<Member, Error> {
         |source| Error::Enrol { address: settings.address.clone(), source: Box::new(source) };
     let answer = ManagerClient::new(channel).enrol(request).await.map_err(failed)?;
     let membership = answer.into_inner();
-    let member = member(settings, key, &membership, token.fingerprint)?;
+    let member = member(settings, key, &membership, token.fingerprint, before)?;
     keep(&settings.directory, &membership, &token.fingerprint)?;
     tracing::info!(cluster = member.cluster, peer = %member.peer(), "enrolled");
     Ok(member)
 }
 
-fn remembered(settings: &Settings, key: &Key) -> Option<Member> {
+fn remembered(settings: &Settings, key: &Key, before: Option<&Member>) -> Option<Member> {
     let read = |name: &str| fs::read(settings.directory.join(name)).ok();
     let membership = wire::Membership::decode(read("membership")?.as_slice()).ok()?;
     let authority = read("authority")?.try_into().ok()?;
-    let member = member(settings, key, &membership, authority).ok()?;
+    let member = member(settings, key, &membership, authority, before).ok()?;
     member.is_valid(settings.grace).then_some(member)
 }
 
@@ -196,11 +205,20 @@ fn member(
     key: &Key,
     membership: &wire::Membership,
     authority: [u8; 32],
+    before: Option<&Member>,
 ) -> Result<Member, Error> {
-    let key = Key::from_pkcs8(key.pkcs8_der())?;
+    let (credentials, trust) = match before.filter(|before| before.cluster == membership.cluster) {
+        // Whoever has it checks others by what is true now.
+        Some(before) => (Arc::clone(&before.credentials), Arc::clone(&before.trust)),
+        None => {
+            let key = Key::from_pkcs8(key.pkcs8_der())?;
+            let credentials = Credentials::new(key, &membership.certificate)?;
+            (credentials, Arc::new(Trust::new(settings.grace)))
+        }
+    };
     let member = Member {
-        credentials: Credentials::new(key, &membership.certificate)?,
-        trust: Arc::new(Trust::new(settings.grace)),
+        credentials,
+        trust,
         cluster: membership.cluster.clone(),
         authority,
         schedulers: membership.schedulers.clone(),
@@ -262,4 +280,60 @@ fn until_half_life(not_before: i64, not_after: i64) -> Duration {
 pub fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use skimmer_identity::{Authority, Membership, Role};
+
+    use super::*;
+
+    fn given(
+        authority: &Authority,
+        cluster: &str,
+        peer: PeerId,
+        blocked: &[PeerId],
+    ) -> wire::Membership {
+        let (not_before, not_after) = (unix_now(), unix_now() + 3600);
+        let (name, zone, role) = (cluster.to_owned(), String::new(), Role::Peer);
+        let membership = Membership { peer, cluster: name, zone, role, not_before, not_after };
+        wire::Membership {
+            certificate: authority.issue(&membership).unwrap(),
+            cluster_ca: authority.certificate_der().to_vec(),
+            cluster: cluster.to_owned(),
+            schedulers: Vec::new(),
+            blocked: blocked.iter().map(|peer| peer.to_bytes().to_vec()).collect(),
+        }
+    }
+
+    #[test]
+    fn enrolling_anew_in_the_same_cluster_changes_the_membership_in_place() {
+        let [old, new] = [(); 2].map(|()| Authority::create("c", unix_now()).unwrap());
+        let [key, other, revoked] = [(); 3].map(|()| Key::generate().unwrap());
+        let settings = Settings {
+            address: String::new(),
+            token_file: PathBuf::new(),
+            directory: PathBuf::new(),
+            zone: String::new(),
+            name: String::new(),
+            grace: Duration::ZERO,
+        };
+        let enrol = |authority: &Authority, cluster: &str, blocked: &[PeerId], before| {
+            let given = given(authority, cluster, key.peer(), blocked);
+            member(&settings, &key, &given, [0; 32], before).unwrap()
+        };
+        let first = enrol(&old, "c", &[], None);
+        let certificate = given(&new, "c", other.peer(), &[]).certificate;
+        assert!(first.trust.check(&certificate, unix_now()).is_err());
+
+        let again = enrol(&new, "c", &[revoked.peer()], Some(&first));
+        assert!(again.shares(&first) && Arc::ptr_eq(&again.credentials, &first.credentials));
+        assert!(first.trust.check(&certificate, unix_now()).is_ok());
+        assert!(first.trust.check(&first.credentials.certificate(), unix_now()).is_ok());
+        assert!(first.trust.is_blocked(&revoked.peer()));
+
+        let elsewhere = enrol(&old, "d", &[], Some(&again));
+        assert!(!elsewhere.shares(&again));
+        assert_eq!(again.credentials.membership().cluster, "c");
+    }
 }

@@ -352,7 +352,7 @@ impl Planner {
     /// A request brings nothing more. What it owes is wanted still.
     fn ended(&mut self, now: Now, id: RequestId, fault: Fault, actions: &mut Vec<Action>) {
         let Some(request) = self.requests.remove(&id) else { return };
-        let Request { task, peer, mut left, .. } = request;
+        let Request { task, peer, mut left, asked, .. } = request;
         let Some(download) = self.downloads.get_mut(&task) else { return };
         download.take_back(now, &left, id);
         match peer {
@@ -363,9 +363,12 @@ impl Planner {
                     let leased = std::mem::take(&mut download.leased);
                     left.insert_all(&leased.intersection(&download.all_waiting()));
                 }
-                let factor = 1 << self.origin_failures.min(5);
-                self.origin_failures = (self.origin_failures + 1).min(5);
-                self.origin_not_before = now + self.limits.origin_backoff * factor;
+                // Requests that were under way together fail for one reason: only the first counts.
+                if asked >= self.origin_not_before {
+                    let factor = 1 << self.origin_failures.min(5);
+                    self.origin_failures = (self.origin_failures + 1).min(5);
+                    self.origin_not_before = now + self.limits.origin_backoff * factor;
+                }
             }
             Some(peer) => {
                 if let Some(assigned) = download.assigned.get_mut(&peer) {
@@ -383,7 +386,10 @@ impl Planner {
                 let link = self.links.entry(peer).or_default();
                 link.unanswered = link.unanswered.saturating_sub(left.len());
                 if matches!(fault, Fault::Gone | Fault::Slow) {
-                    link.punish(now, self.limits.penalty, self.limits.rest);
+                    if id >= link.counts_from {
+                        let next = RequestId(self.next_request);
+                        link.punish(now, next, self.limits.penalty, self.limits.rest);
+                    }
                     // Nor does it bring what it hasn't been asked for yet.
                     if let Some(download) = self.downloads.get_mut(&task)
                         && let Some(assigned) = download.assigned.remove(&peer)
@@ -449,7 +455,11 @@ impl Planner {
         self.end_all(now, peer, Fault::Gone, actions);
         if let Some(link) = self.links.get_mut(&peer) {
             link.up = false;
-            link.punish(now, self.limits.penalty, self.limits.rest);
+            // If it has just failed, this is the same failure.
+            if link.not_before <= now {
+                let next = RequestId(self.next_request);
+                link.punish(now, next, self.limits.penalty, self.limits.rest);
+            }
         }
         if self.links.len() > LINKS {
             self.links.retain(|_, link| link.up || link.wrong > 0 || link.unanswered > 0);

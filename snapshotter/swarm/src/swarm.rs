@@ -112,7 +112,7 @@ pub(crate) struct Inner {
 pub(crate) struct Joined {
     member: Member,
     transport: Arc<dyn PieceTransport>,
-    addresses: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
 struct State {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::event::Now;
+use super::event::{Now, RequestId};
 
 #[derive(Debug, Default)]
 pub struct Link {
@@ -14,6 +14,8 @@ pub struct Link {
     pub free_since: Now,
     /// Failures in a row.
     pub strikes: u32,
+    /// Requests before this one were under way when it last failed: they fail for the same reason.
+    pub counts_from: RequestId,
     /// Wrong pieces that it sent, ever.
     pub wrong: u32,
     /// Not chosen before this, if there is a choice.
@@ -23,7 +25,9 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn punish(&mut self, now: Now, penalty: Duration, rest: Duration) {
+    /// `next`: what will be asked after this failure.
+    pub fn punish(&mut self, now: Now, next: RequestId, penalty: Duration, rest: Duration) {
+        self.counts_from = next;
         let factor = 1 << self.strikes.min(5);
         self.strikes = self.strikes.saturating_add(1);
         self.not_before = now + penalty * factor;
@@ -33,6 +37,7 @@ impl Link {
     /// Nothing is held against it but wrong pieces.
     pub const fn pardon(&mut self) {
         self.strikes = 0;
+        self.counts_from = RequestId(0);
         self.not_before = Now::ZERO;
         self.rest_until = Now::ZERO;
     }

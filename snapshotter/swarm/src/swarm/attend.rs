@@ -43,8 +43,9 @@ pub async fn attend(inner: Weak<Inner>, mut members: watch::Receiver<Option<Memb
     loop {
         let member = members.borrow_and_update().clone();
         let Some(strong) = inner.upgrade() else { return };
-        let ready = strong.joined().is_some();
-        let Some(member) = member.filter(|_| ready) else {
+        let joined = strong.joined();
+        let is_ready = |member: &Member| joined.is_some_and(|joined| member.shares(&joined.member));
+        let Some(member) = member.filter(is_ready) else {
             drop(strong);
             tokio::select! {
                 changed = members.changed() => if changed.is_err() { return },
@@ -115,8 +116,9 @@ fn reachable(addresses: Vec<String>) -> Vec<String> {
     kept.into_iter().cloned().collect()
 }
 
-/// Everything that this node serves; then that this was all.
+/// Everything that this node vouches for and serves; then that this was all.
 pub(super) async fn announce_all(inner: Arc<Inner>, outbox: mpsc::Sender<NodeMessage>) {
+    inner.state_again(&outbox).await;
     let digests = match inner.cache() {
         Some(cache) => cache.inventory().await.unwrap_or_default(),
         None => Vec::new(),
@@ -158,7 +160,7 @@ impl Inner {
         state.outbox = Some(outbox.clone());
         self.metrics.scheduler.set(1);
         self.apply(state, Event::SchedulerUp);
-        self.find_again();
+        self.give_up_waits();
     }
 
     pub(super) fn detach(self: &Arc<Self>) {

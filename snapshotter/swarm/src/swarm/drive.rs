@@ -1,7 +1,7 @@
 //! Between the cache's orders, the planner and what the planner wants done.
 
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -321,6 +321,7 @@ impl Inner {
     }
 
     pub(super) fn forgotten(self: &Arc<Self>, blob: Digest) {
+        self.indexes.forget(&blob);
         let mut state = self.state();
         for id in state.of_blob.get(&blob).cloned().unwrap_or_default() {
             let Some(task) = state.tasks.get_mut(&id) else { continue };
@@ -377,19 +378,15 @@ pub async fn follow_members(inner: Weak<Inner>, mut members: watch::Receiver<Opt
         let known = strong.joined();
         match (member, known) {
             (Some(member), None) => strong.join(member).await,
-            (Some(member), Some(known))
-                if !Arc::ptr_eq(&member.credentials, &known.member.credentials) =>
-            {
-                // Enrolled anew: the old credentials are of no use.
-                let current = member.credentials.certificate();
-                if let Err(error) = known.member.credentials.set_certificate(&current) {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "new membership not taken over"
-                    );
-                }
+            (Some(member), Some(known)) if member.shares(&known.member) => {
+                strong.renewed(member, &known);
             }
-            _ => {}
+            (Some(member), Some(known)) => tracing::error!(
+                joined = known.member.cluster,
+                enrolled = member.cluster,
+                "this node has enrolled in another cluster; skimmerd must be restarted to join it"
+            ),
+            (None, _) => {}
         }
         drop(strong);
         if members.changed().await.is_err() {
@@ -403,14 +400,30 @@ impl Inner {
         let server = Arc::new(serve::Server::of(self));
         match (self.make)(member.clone(), server).await {
             Ok(Made { transport, addresses }) => {
-                let joined = Some(Arc::new(Joined { member, transport, addresses }));
-                *self.joined.write().unwrap_or_else(std::sync::PoisonError::into_inner) = joined;
+                let addresses = Arc::from(addresses);
+                self.set_joined(Joined { member, transport, addresses });
             }
             Err(error) => tracing::error!(
                 error = &*error as &dyn std::error::Error,
                 "the swarm's transport could not be opened; the node goes on alone"
             ),
         }
+    }
+
+    /// The membership has a new certificate: what bears the old one is said again.
+    fn renewed(self: &Arc<Self>, member: Member, known: &Joined) {
+        let (transport, addresses) = (Arc::clone(&known.transport), Arc::clone(&known.addresses));
+        self.set_joined(Joined { member, transport, addresses });
+        let outbox = self.state().outbox.clone();
+        if let Some(outbox) = outbox {
+            let inner = Arc::clone(self);
+            self.runtime.spawn(async move { inner.state_again(&outbox).await });
+        }
+    }
+
+    fn set_joined(&self, joined: Joined) {
+        let mut known = self.joined.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(Arc::new(joined));
     }
 
     /// Asks a peer what it has of a task.

@@ -12,12 +12,12 @@ use skimmer_identity::{PeerId, Role, statement};
 use skimmer_proto::control::node_message::Message;
 use skimmer_proto::control::{self as wire, NodeMessage};
 use skimmer_proto::{Digest, PieceTable, Scope, TaskId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::rights::Standing;
-use super::{Inner, Joined, Swarm, convert, unix_now};
+use super::{Inner, Swarm, convert, unix_now};
 use crate::transport::{Call, Kind, Reply};
 
 /// The scheduler and the holders get so long, together, before a layer is pulled through instead.
@@ -31,6 +31,9 @@ const WITNESSES: usize = 2;
 /// Wrong tables remembered.
 const LIES: usize = 1024;
 
+/// Blobs of which it is remembered who vouched for them.
+const BELIEVED: usize = 16_384;
+
 /// Called with a blob and its table's digest when both have been found to be lies.
 pub type OnPurge = Box<dyn Fn(Digest, Digest) + Send + Sync>;
 
@@ -41,10 +44,10 @@ pub type Prove = Box<dyn Fn(Digest) -> Option<PieceTable> + Send + Sync>;
 #[derive(Default)]
 pub struct Found {
     waits: Mutex<HashMap<TaskId, Vec<oneshot::Sender<wire::Found>>>>,
-    /// What this node vouches for, by blob.
-    published: Mutex<BTreeMap<Digest, (wire::Task, wire::IndexRecord)>>,
-    /// Who vouched for what this node believed.
-    believed: Mutex<HashMap<Digest, (Digest, BTreeSet<PeerId>)>>,
+    /// What this node vouches for, by blob: the task and the table's digest. It is signed when it is said.
+    published: Mutex<BTreeMap<Digest, (wire::Task, Digest)>>,
+    /// Who vouched for what this node believed and hasn't seen for itself.
+    believed: Mutex<BTreeMap<Digest, (Digest, BTreeSet<PeerId>)>>,
     /// Tables that this node has found to be wrong, the first found first.
     lies: Mutex<VecDeque<Digest>>,
     on_purge: OnceLock<OnPurge>,
@@ -72,6 +75,19 @@ impl Found {
     fn is_lie(&self, table: &Digest) -> bool {
         lock(&self.lies).contains(table)
     }
+
+    fn believe(&self, blob: Digest, table: Digest, signers: BTreeSet<PeerId>) {
+        let mut believed = lock(&self.believed);
+        believed.insert(blob, (table, signers));
+        if believed.len() > BELIEVED {
+            believed.pop_first();
+        }
+    }
+
+    /// The blob is gone: nobody gets its index from here.
+    pub(super) fn forget(&self, blob: &Digest) {
+        lock(&self.published).remove(blob);
+    }
 }
 
 impl Swarm {
@@ -87,11 +103,13 @@ impl Swarm {
     /// This node has read the whole blob, and it decodes as `table` says.
     pub async fn publish_index(&self, blob: &BlobRef, table: &PieceTable) {
         let inner = &self.inner;
-        let Some(joined) = inner.joined() else { return };
+        lock(&inner.indexes.believed).remove(&blob.digest);
+        if inner.joined().is_none() {
+            return;
+        }
         let Standing { scope, proved } = inner.standing(blob).await;
-        if proved {
-            let record = inner.state_index(&joined, blob, &scope, table);
-            inner.tell(record);
+        if proved && let Some(stated) = inner.state_index(blob, &scope, table) {
+            inner.tell(stated);
         }
     }
 
@@ -139,22 +157,39 @@ impl Inner {
         self.state().tell(message);
     }
 
-    /// This node's word for a table, which it gives again to each scheduler.
+    /// This node's word for a table, which it gives again to each scheduler and with each certificate.
     fn state_index(
         &self,
-        joined: &Joined,
         blob: &BlobRef,
         scope: &Scope,
         table: &PieceTable,
-    ) -> NodeMessage {
-        let credentials = &joined.member.credentials;
-        let digest = Digest::of(&table.encode());
-        let certificate = credentials.certificate();
-        let record = statement::sign_index(credentials.key(), &certificate, &blob.digest, &digest);
-        let task = convert::task_of(blob, scope);
-        let kept = (task.clone(), record.clone());
+    ) -> Option<NodeMessage> {
+        let kept = (convert::task_of(blob, scope), Digest::of(&table.encode()));
         lock(&self.indexes.published).insert(blob.digest, kept);
-        publish(task, record)
+        self.stated(&blob.digest)
+    }
+
+    /// What this node vouches for of a blob, with its certificate of the moment.
+    fn stated(&self, blob: &Digest) -> Option<NodeMessage> {
+        let (task, table) = lock(&self.indexes.published).get(blob).cloned()?;
+        let joined = self.joined()?;
+        let credentials = &joined.member.credentials;
+        let certificate = credentials.certificate();
+        let record = statement::sign_index(credentials.key(), &certificate, blob, &table);
+        let publish = wire::Publish { task: Some(task), record: Some(record) };
+        Some(convert::message(Message::Publish(publish)))
+    }
+
+    /// Says again all that this node vouches for: to a new scheduler, or with a new certificate.
+    pub(super) async fn state_again(&self, outbox: &mpsc::Sender<NodeMessage>) {
+        let blobs: Vec<Digest> = lock(&self.indexes.published).keys().copied().collect();
+        for blob in blobs {
+            // It may be gone meanwhile.
+            let Some(stated) = self.stated(&blob) else { continue };
+            if outbox.send(stated).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// What this node read before it was started, if it hasn't said so yet.
@@ -168,20 +203,14 @@ impl Inner {
             Some((task.blob.clone(), task.scope.clone()))
         };
         let (blob, scope) = of_task(&self.state())?;
-        let joined = self.joined()?;
         let this = Arc::clone(self);
         let prove = move || this.indexes.prove_by.get().and_then(|prove| prove(digest));
         let table = spawn_blocking(prove).await.ok().flatten()?;
-        Some(self.state_index(&joined, &blob, &scope, &table))
+        self.state_index(&blob, &scope, &table)
     }
 
-    /// A new stream: what this node vouches for is said again, what it waits for asked again.
-    pub(super) fn find_again(&self) {
-        let published: Vec<_> = lock(&self.indexes.published).values().cloned().collect();
-        for (task, record) in published {
-            self.tell(publish(task, record));
-        }
-        // Whoever waits has a deadline, and pulls through after it.
+    /// A new stream: what the old one was asked it doesn't answer any more. Whoever waits pulls through.
+    pub(super) fn give_up_waits(&self) {
         lock(&self.indexes.waits).clear();
     }
 
@@ -210,7 +239,7 @@ impl Inner {
             let Some(peer) = self.meet(holder) else { continue };
             match self.get_objects(&peer, blob, &scope, table).await {
                 Some(objects) => {
-                    lock(&self.indexes.believed).insert(blob.digest, (table, signers));
+                    self.indexes.believe(blob.digest, table, signers);
                     return Some(objects);
                 }
                 None => tracing::debug!(%peer, blob = %blob.digest, "no index from there"),
@@ -287,11 +316,6 @@ impl Inner {
             act(blob, table);
         }
     }
-}
-
-fn publish(task: wire::Task, record: wire::IndexRecord) -> NodeMessage {
-    let publish = wire::Publish { task: Some(task), record: Some(record) };
-    NodeMessage { message: Some(Message::Publish(publish)) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use skimmer_cache::{Blame, BlobRef, Class, Delivery, Via};
-use skimmer_identity::{PeerId, SignedValue};
+use skimmer_identity::{PeerId, SignedValue, Trust, trust};
 use skimmer_proto::piece_table::piece_value;
 use skimmer_proto::{Geometry, PieceSet, PieceTable, Scope, TaskId};
 use tokio::task::spawn_blocking;
@@ -257,11 +257,28 @@ async fn check(
     let signed = signed.ok_or(Fault::Corrupt)?;
     let (joined, geometry, bytes) = (Arc::clone(joined), about.geometry, bytes.clone());
     let job = move || {
-        let signer = signed.check(&joined.member.trust, unix_now());
-        let right = piece_value(geometry, piece, &bytes) == signed.value;
-        (signer.is_ok() && right).then_some(signed).ok_or(Fault::Corrupt)
+        let value = piece_value(geometry, piece, &bytes);
+        judge(signed, &value, &joined.member.trust, unix_now())
     };
     spawn_blocking(job).await.unwrap_or(Err(Fault::Gone)).map(Some)
+}
+
+/// What the word that came with a piece of `value` is worth at `now` (Unix seconds).
+fn judge(
+    signed: SignedValue,
+    value: &[u8; 32],
+    trust: &Trust,
+    now: i64,
+) -> Result<SignedValue, Fault> {
+    if signed.value != *value {
+        return Err(Fault::Corrupt);
+    }
+    match signed.check(trust, now) {
+        Ok(_) => Ok(signed),
+        // It was good when it was given: whoever passes it on is no liar.
+        Err(trust::Error::Expired { .. } | trust::Error::Blocked { .. }) => Err(Fault::Absent),
+        Err(_) => Err(Fault::Corrupt),
+    }
 }
 
 fn is_about_rights(error: &transport::Error) -> bool {
@@ -283,5 +300,48 @@ fn fault(error: &transport::Error) -> Fault {
         transport::Error::Connect { .. }
         | transport::Error::NoLink { .. }
         | transport::Error::Gone { .. } => Fault::Gone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skimmer_identity::{Authority, Key, Membership, Role};
+    use skimmer_proto::Digest;
+
+    use super::*;
+
+    #[test]
+    fn a_word_that_has_run_out_accuses_nobody() {
+        let [authority, stranger] = [(); 2].map(|()| Authority::create("c", 0).unwrap());
+        let trust = Trust::new(Duration::from_secs(10));
+        trust.set_authority("c", authority.certificate_der()).unwrap();
+        let signed = |authority: &Authority| {
+            let key = Key::generate().unwrap();
+            let (peer, cluster, zone) = (key.peer(), "c".to_owned(), String::new());
+            let role = Role::Peer;
+            let membership =
+                Membership { peer, cluster, zone, role, not_before: 0, not_after: 100 };
+            let certificate = authority.issue(&membership).unwrap().into();
+            let task = TaskId::of(&Scope::Public, &Digest::of(b"blob"));
+            (peer, SignedValue::sign(&key, certificate, task, 7, [9; 32]))
+        };
+        let (_, good) = signed(&authority);
+        let (revoked, of_revoked) = signed(&authority);
+        let (_, foreign) = signed(&stranger);
+        trust.block(revoked);
+        let forged = SignedValue { signature: [0; 64], ..good.clone() };
+        for (signed, value, now, expected) in [
+            (&good, [9; 32], 50, None),
+            (&good, [9; 32], 110, None),
+            (&good, [9; 32], 111, Some(Fault::Absent)),
+            (&of_revoked, [9; 32], 50, Some(Fault::Absent)),
+            (&good, [8; 32], 50, Some(Fault::Corrupt)),
+            (&good, [8; 32], 111, Some(Fault::Corrupt)),
+            (&forged, [9; 32], 50, Some(Fault::Corrupt)),
+            (&foreign, [9; 32], 50, Some(Fault::Corrupt)),
+        ] {
+            let judged = judge(signed.clone(), &value, &trust, now);
+            assert_eq!(judged.err(), expected, "{value:?} at {now}");
+        }
     }
 }

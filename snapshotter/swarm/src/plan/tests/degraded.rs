@@ -142,6 +142,76 @@ fn a_lost_peer_is_tried_again_where_there_is_no_scheduler() {
     assert!(probed(&b.pass(2_000 * MS)).contains(&3));
 }
 
+/// What is held against the peer 3: its failures in a row, and until when it is put off.
+fn held(b: &Bench) -> (u32, Now) {
+    let link = &b.planner.links[&peer(3)];
+    (link.strikes, link.not_before)
+}
+
+#[test]
+fn requests_to_a_peer_that_fail_together_are_one_failure() {
+    let mut b = Bench::led();
+    b.apply(Event::PeerUp { peer: peer(3) });
+    let assign = |n| Event::Assigned { task: task(n), parent: peer(3), pieces: set(0..4) };
+    (1..5).for_each(|n| _ = b.want(n, 0..4, Class::PullThrough));
+    for (strikes, wait) in [(1, 10_000), (2, 20_000), (3, 40_000)] {
+        let asked: Vec<_> = (1..5).flat_map(|n| ids(&b.apply(assign(n)))).collect();
+        assert_eq!(asked.len(), 4);
+        let until = b.now + wait * MS;
+        for request in asked {
+            end(&mut b, vec![request], Fault::Gone);
+            assert_eq!(held(&b), (strikes, until));
+            b.now += MS;
+        }
+        b.apply(Event::PeerLost { peer: peer(3) });
+        assert_eq!(held(&b), (strikes, until), "the end of the link is why they failed");
+        b.now += Duration::from_secs(1);
+    }
+    // All at once, by the end of the link alone.
+    (1..5).for_each(|n| _ = b.apply(assign(n)));
+    b.apply(Event::PeerLost { peer: peer(3) });
+    assert_eq!(held(&b), (4, b.now + 80_000 * MS));
+    // What it brings makes up for that.
+    let request = ids(&b.apply(assign(1)))[0];
+    b.apply(Event::Received { request, piece: 0 });
+    assert_eq!(held(&b), (0, Now::ZERO));
+    end(&mut b, vec![request], Fault::Gone);
+    assert_eq!(held(&b), (1, b.now + 10_000 * MS));
+}
+
+#[test]
+fn a_peer_that_cannot_be_reached_is_put_off_for_longer_each_time_that_it_is_tried() {
+    let mut b = Bench::led();
+    b.apply(Event::PeerUp { peer: peer(3) });
+    for (strikes, wait) in [(1, 10_000), (2, 20_000), (3, 40_000)] {
+        let until = b.now + wait * MS;
+        // For several tasks.
+        for _ in 0..3 {
+            b.apply(Event::PeerLost { peer: peer(3) });
+            assert_eq!(held(&b), (strikes, until));
+            b.now += MS;
+        }
+        b.now = until;
+    }
+}
+
+#[test]
+fn reads_of_the_origin_that_fail_together_are_one_failure() {
+    let mut b = Bench::led();
+    b.want(1, 0..100, Class::PullThrough);
+    for (failures, wait) in [(1, 250), (2, 500), (3, 1000)] {
+        let leased = b.apply(Event::Leased { task: task(1), pieces: set(0..16) });
+        assert_eq!(ids(&leased).len(), 4);
+        let due = b.now + wait * MS;
+        for request in ids(&leased) {
+            end(&mut b, vec![request], Fault::Gone);
+            assert_eq!((b.planner.origin_failures, b.planner.origin_not_before), (failures, due));
+            b.now += MS;
+        }
+        b.now = due;
+    }
+}
+
 /// A node whose scheduler has gone, linked with two others.
 fn left_alone() -> Bench {
     let mut b = Bench::led();

@@ -61,7 +61,7 @@ pub struct Node {
     pub cache: Cache,
     pub member: Member,
     pub manner: Arc<Mutex<Manner>>,
-    _members: watch::Sender<Option<Member>>,
+    pub members: watch::Sender<Option<Member>>,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -184,7 +184,7 @@ impl Bench {
         while swarm.inner.joined().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Node { swarm, cache, member, manner, _members: members, _dir: None }
+        Node { swarm, cache, member, manner, members, _dir: None }
     }
 
     /// Every node linked with every other, as far as there is a way; and aware of it.
