@@ -1,27 +1,35 @@
-//! What readers of lazy layers notice of a registry that goes, stands still, or wants other credentials: a pause.
+//! What readers of lazy layers notice of a registry that goes, stands still, wants other credentials, or whose name
+//! doesn't resolve: a pause.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+mod names;
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use skimmer_integration::command::{PATIENCE, wait_for};
-use skimmer_integration::containerd::Version;
+use skimmer_integration::containerd::{self, Containerd, Version};
 use skimmer_integration::image::Image;
 use skimmer_integration::layer::noise;
+use skimmer_integration::network::Host;
 use skimmer_integration::node::{Node, Setup};
+use skimmer_integration::process::Process;
 use skimmer_integration::registry::{Auth, Registry, write_docker_config};
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::skimmerd;
+use skimmer_integration::skimmerd::{self, Skimmerd};
 use skimmer_integration::snapshots::View;
 
+use self::names::{Failure, Names};
 use crate::fixtures::{mount_point, seed, small};
 use crate::indexes;
 
 const USER: &str = "alice";
 const PASSWORD: &str = "w0nderland";
+/// Of the registry, where it has one.
+const NAME: &str = "registry.test";
 /// Of the image's file.
 const LEN: usize = 8 << 20;
 
@@ -39,18 +47,35 @@ impl Lazy {
         let registry = Registry::start_with(scenario, "registry", auth, None)?;
         let image = small(scenario, "net/lazy")?;
         let reference = registry.add(&image)?;
-        let config = scenario.path("config.json");
-        write_docker_config(&config, registry.address(), USER, PASSWORD)?;
-        let skimmerd = skimmerd::Setup {
-            deadline,
-            docker_config: Some(config),
-            log_level: "debug",
-            ..skimmerd::Setup::default()
-        };
-        let mut node =
-            Node::start_with(scenario, Version::V2, &Setup { skimmerd, ..Setup::default() })?;
-        indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
-        node.skimmerd.ask(&["pull", &reference])?;
+        write_docker_config(&docker_config(scenario), registry.address(), USER, PASSWORD)?;
+        let setup = Setup { skimmerd: setup(scenario, deadline), ..Setup::default() };
+        let node = Node::start_with(scenario, Version::V2, &setup)?;
+        Self::pulled(scenario, node, registry, image, &reference)
+    }
+
+    /// The same of a registry that is asked for as [`NAME`]; it and the node are on `host`.
+    fn by_name(scenario: &Scenario, host: &Host) -> anyhow::Result<Self> {
+        let registry = Registry::start_with(scenario, "registry", &Auth::Anyone, Some(host))?;
+        let image = small(scenario, "net/lazy")?;
+        registry.add(&image)?;
+        let (_, port) = registry.address().rsplit_once(':').context("an address has a port")?;
+        let named = format!("{NAME}:{port}");
+        let hosts = scenario.hosts().join(&named);
+        std::fs::create_dir_all(&hosts)?;
+        std::fs::write(hosts.join("hosts.toml"), format!("server = \"http://{named}\"\n"))?;
+        let reference = format!("{named}/{}:latest", image.name);
+        Self::pulled(scenario, node_on(scenario, host)?, registry, image, &reference)
+    }
+
+    fn pulled(
+        scenario: &Scenario,
+        mut node: Node,
+        registry: Registry,
+        image: Image,
+        reference: &str,
+    ) -> anyhow::Result<Self> {
+        indexes::learn(scenario, &mut node, &[(&image, reference)])?;
+        node.skimmerd.ask(&["pull", reference])?;
         let view = node.view(&image, &mount_point(scenario, "view"))?;
         Ok(Self { view, node, registry, image })
     }
@@ -87,6 +112,30 @@ impl Lazy {
         let requests = self.registry.requests().into_iter();
         requests.filter(|r| r.path.ends_with(&path) && r.status == status).count()
     }
+}
+
+fn docker_config(scenario: &Scenario) -> PathBuf {
+    scenario.path("config.json")
+}
+
+fn setup(scenario: &Scenario, deadline: Duration) -> skimmerd::Setup {
+    skimmerd::Setup {
+        deadline,
+        docker_config: Some(docker_config(scenario)),
+        log_level: "debug",
+        ..skimmerd::Setup::default()
+    }
+}
+
+/// A node whose programs are on `host`.
+fn node_on(scenario: &Scenario, host: &Host) -> anyhow::Result<Node> {
+    let address = containerd::address_of(scenario, "containerd");
+    let setup = setup(scenario, PATIENCE);
+    let skimmerd = Skimmerd::start_on(scenario, "skimmerd", &address, &setup, Some(host))?;
+    let setup =
+        containerd::Setup { skimmer: Some(skimmerd.address()), ..containerd::Setup::default() };
+    let containerd = Containerd::start_on(scenario, "containerd", Version::V2, &setup, Some(host))?;
+    Ok(Node { containerd, skimmerd })
 }
 
 type Reader = JoinHandle<anyhow::Result<()>>;
@@ -133,7 +182,7 @@ fn a_reader_waits_for_credentials_that_are_right_again() {
     scenario("credentials-refused", |scenario| {
         let auth = Auth::Basic { user: USER, password: PASSWORD };
         let lazy = Lazy::new(scenario, &auth, PATIENCE)?;
-        let config = scenario.path("config.json");
+        let config = docker_config(scenario);
         write_docker_config(&config, lazy.registry.address(), USER, "of-yesterday")?;
         lazy.node.skimmerd.expect_log("refused the credentials");
         let reader = lazy.reader();
@@ -144,6 +193,89 @@ fn a_reader_waits_for_credentials_that_are_right_again() {
         write_docker_config(&config, lazy.registry.address(), USER, PASSWORD)?;
         served(reader)
     });
+}
+
+/// A credential helper that hands out what is in the file [`password`]; the folder that it is in. config.json names it.
+fn credential_helper(scenario: &Scenario, registry: &Registry) -> anyhow::Result<PathBuf> {
+    let folder = scenario.path("helpers");
+    std::fs::create_dir_all(&folder)?;
+    let program = folder.join("docker-credential-test");
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\n\
+         echo '{{\"Username\":\"{USER}\",\"Secret\":\"'\"$(cat {})\"'\"}}'\n",
+        password(scenario).display()
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    let config = serde_json::json!({ "credHelpers": { registry.address(): "test" } });
+    std::fs::write(docker_config(scenario), config.to_string())?;
+    Ok(folder)
+}
+
+fn password(scenario: &Scenario) -> PathBuf {
+    scenario.path("password")
+}
+
+/// Another skimmerd in place of the node's, which finds the programs in `folder` too.
+fn replaced(scenario: &Scenario, node: &mut Node, folder: &Path) -> anyhow::Result<Process> {
+    node.skimmerd.terminate()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = node.skimmerd.command();
+    command.env("PATH", format!("{}:{path}", folder.display()));
+    let process = Process::start("skimmerd", &command, &scenario.logs())?;
+    node.wait_connected()?;
+    Ok(process)
+}
+
+#[test]
+fn a_reader_waits_for_a_credential_helper_that_is_right_again() {
+    let basic = || Auth::Basic { user: USER, password: PASSWORD };
+    let token =
+        || Auth::Token { user: USER, password: PASSWORD, lifetime: Duration::from_secs(300) };
+    for (name, auth, first, refusal) in [
+        ("basic", basic(), "of-yesterday", "refused the credentials"),
+        ("token", token(), "of-yesterday", "gave no token"),
+        // That it has none.
+        ("none", basic(), "", "wants a user and a password"),
+    ] {
+        scenario(&format!("credential-helper-{name}"), |scenario| {
+            let Lazy { view, mut node, registry, image } = Lazy::new(scenario, &auth, PATIENCE)?;
+            drop(view);
+            std::fs::write(password(scenario), first)?;
+            let helper = credential_helper(scenario, &registry)?;
+            let skimmerd = replaced(scenario, &mut node, &helper)?;
+            node.skimmerd.expect_log(refusal);
+            let view = node.view(&image, &mount_point(scenario, "view"))?;
+            let lazy = Lazy { view, node, registry, image };
+            let outcome = lazy.waiting_reader().and_then(|reader| {
+                std::fs::write(password(scenario), PASSWORD)?;
+                served(reader)
+            });
+            // Each before what it needs.
+            drop(lazy.view);
+            drop(skimmerd);
+            outcome
+        });
+    }
+}
+
+#[test]
+fn a_reader_waits_for_a_name_that_resolves_again() {
+    for (name, failure) in [("unknown", Failure::Unknown), ("failing", Failure::Server)] {
+        scenario(&format!("name-{name}"), |scenario| {
+            let host = Host::new(None)?;
+            let names = Names::start(&host, NAME)?;
+            let mut lazy = Lazy::by_name(scenario, &host)?;
+            names.fail(failure);
+            // skimmerd would go on using the connections that it has.
+            lazy.registry.stop()?;
+            lazy.registry.resume()?;
+            let reader = lazy.waiting_reader()?;
+            anyhow::ensure!(names.asked_in_vain() > 1, "it waited for something else");
+            names.know();
+            served(reader)
+        });
+    }
 }
 
 #[test]
@@ -169,12 +301,15 @@ fn tokens_that_end_in_the_middle_are_replaced() {
         let lazy = Lazy::new(scenario, &auth, PATIENCE)?;
         let (file, expected) = (File::open(lazy.file())?, noise(seed("net-lazy"), LEN));
         let step = 256 << 10;
+        // Tokens that ended before anybody read don't count.
+        lazy.registry.settle()?;
+        let before = lazy.answered(401);
         let mut refused = 0;
         for at in (0..LEN).step_by(step) {
             let mut bytes = vec![0; step];
             file.read_exact_at(&mut bytes, at as u64).context("a reader was told of an error")?;
             anyhow::ensure!(bytes == expected[at..at + step], "other bytes at {at}");
-            refused = lazy.answered(401);
+            refused = lazy.answered(401) - before;
             if refused < 2 {
                 std::thread::sleep(Duration::from_millis(300));
             }

@@ -1,6 +1,6 @@
 //! docker's `config.json` and its credential helpers.
 //!
-//! Owns: the parsed file, read anew when it changes, and what helpers said, for [`HELPER_FRESH`].
+//! Owns: the parsed file, read anew when it changes, and the credentials that helpers gave, for [`HELPER_FRESH`].
 //! Asked in this order: the host's own helper, the general store, the file itself.
 
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ const HELPER_ANSWERS: usize = 256;
 /// How docker names docker.io in config.json and to helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// What a helper said about a server, and when.
-type Helped = HashMap<(String, String), (Instant, Option<Credential>)>;
+/// The credential that a helper gave for a server, and when.
+type Helped = HashMap<(String, String), (Instant, Credential)>;
 
 pub struct Docker {
     path: Option<PathBuf>,
@@ -57,14 +57,10 @@ impl Docker {
             let known = self.helped().get(&key).cloned();
             let fresh = |at: &Instant| now.duration_since(*at) < HELPER_FRESH && !again;
             let credential = match known.filter(|(at, _)| fresh(at)) {
-                Some((_, credential)) => credential,
+                Some((_, credential)) => Some(credential),
                 None => {
                     let credential = helper::get(name, server, &self.programs).await?;
-                    let mut helped = self.helped();
-                    if helped.len() >= HELPER_ANSWERS {
-                        helped.clear();
-                    }
-                    helped.insert(key, (now, credential.clone()));
+                    self.note(key, now, credential.clone());
                     credential
                 }
             };
@@ -95,6 +91,18 @@ impl Docker {
         *read = Some((version, Arc::clone(&file)));
         self.helped().clear();
         Ok(file)
+    }
+
+    /// Remembers what a helper gave. One that gave nothing is asked at the next use: no registry will refuse nothing.
+    fn note(&self, key: (String, String), at: Instant, given: Option<Credential>) {
+        let mut helped = self.helped();
+        if helped.len() >= HELPER_ANSWERS {
+            helped.clear();
+        }
+        match given {
+            Some(credential) => helped.insert(key, (at, credential)),
+            None => helped.remove(&key),
+        };
     }
 
     fn helped(&self) -> MutexGuard<'_, Helped> {

@@ -86,12 +86,23 @@ async fn helpers_are_bounded_and_their_names_checked() {
     assert!(matches!(error, HelperError::Run { .. }), "{error}");
 }
 
+/// What looks in a config.json of `text`, in `folder`, and finds `docker-credential-skimmertest` there.
+fn with_helper(folder: &Path, script: &str, text: &str) -> Docker {
+    let (program, config) =
+        (folder.join("docker-credential-skimmertest"), folder.join("config.json"));
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&config, text).unwrap();
+    let mut credentials = Docker::new(Some(config));
+    credentials.programs = format!("{}:/usr/bin:/bin", folder.display()).into();
+    credentials
+}
+
 #[tokio::test]
 async fn helpers_answer() {
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("docker-credential-skimmertest");
-    fs::write(
-        &program,
+    let credentials = with_helper(
+        folder.path(),
         "#!/bin/sh\nread -r server\ncase $server in\n\
          a.io) echo '{\"ServerURL\":\"a.io\",\"Username\":\"u\",\"Secret\":\"p\"}';;\n\
          t.io) echo '{\"Username\":\"<token>\",\"Secret\":\"id\"}';;\n\
@@ -99,17 +110,8 @@ async fn helpers_answer() {
          n.io) echo 'credentials not found in native keychain'; exit 1;;\n\
          b.io) echo hello;;\n\
          *) exit 1;; esac\n",
-    )
-    .unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let config = folder.path().join("config.json");
-    fs::write(
-        &config,
         r#"{"credsStore": "skimmertest", "auths": {"n.io": {"username": "f", "password": "p"}}}"#,
-    )
-    .unwrap();
-    let mut credentials = Docker::new(Some(config));
-    credentials.programs = format!("{}:/usr/bin:/bin", folder.path().display()).into();
+    );
     let find = async |host| credentials.find(host, "x", false).await;
     assert!(find("a.io").await.unwrap() == password("u", "p"));
     assert!(find("t.io").await.unwrap() == Some(Credential::Identity("id".to_owned())));
@@ -117,6 +119,32 @@ async fn helpers_answer() {
     assert!(find("n.io").await.unwrap() == password("f", "p"));
     assert!(matches!(find("b.io").await, Err(Error::Helper(HelperError::Answer { .. }))));
     assert!(matches!(find("x.io").await, Err(Error::Helper(HelperError::Failed { .. }))));
+}
+
+/// What a helper gave is good for a while, but not once it was refused; that it gave nothing isn't.
+#[tokio::test]
+async fn a_helper_whose_answer_changes_is_asked_again() {
+    for text in [r#"{"credHelpers": {"a.io": "skimmertest"}}"#, r#"{"credsStore": "skimmertest"}"#]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = folder.path().join("answer");
+        let script = format!("#!/bin/sh\ncat >/dev/null\ncat '{}'\n", answer.display());
+        let credentials = with_helper(folder.path(), &script, text);
+        let says = |secret: &str| {
+            fs::write(&answer, format!(r#"{{"Username": "u", "Secret": "{secret}"}}"#)).unwrap();
+        };
+        let find = async |again| credentials.find("a.io", "x", again).await.unwrap();
+        says("old");
+        assert!(find(false).await == password("u", "old"), "{text}");
+        says("new");
+        assert!(find(false).await == password("u", "old"), "{text}");
+        assert!(find(true).await == password("u", "new"), "{text}");
+        assert!(find(false).await == password("u", "new"), "{text}");
+        says("");
+        assert!(find(true).await.is_none(), "{text}");
+        says("newest");
+        assert!(find(false).await == password("u", "newest"), "{text}");
+    }
 }
 
 proptest! {
