@@ -9,7 +9,7 @@
 mod held;
 mod stored;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -120,6 +120,8 @@ pub(crate) struct Open {
     pub blobs: HashMap<Digest, Arc<Blob>>,
     pub layers: HashMap<Digest, Arc<LayerFiles>>,
     pub pins: HashMap<Digest, usize>,
+    /// Layers whose data is to go as soon as nobody uses it.
+    pub abandoned: BTreeSet<Digest>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -218,8 +220,21 @@ impl Cache {
     }
 
     fn pin(&self, blob: Digest, is_use: bool) -> Pin {
-        *self.inner.open().pins.entry(blob).or_default() += 1;
+        let mut open = self.inner.open();
+        *open.pins.entry(blob).or_default() += 1;
+        if is_use {
+            open.abandoned.remove(&blob);
+        }
+        drop(open);
         Pin { blob, is_use, inner: Arc::clone(&self.inner) }
+    }
+
+    /// No image needs the layer any more: its data goes in the background, quota or not, once nobody has it open, and
+    /// unless somebody [pins](Self::pin_layer) it first. The blob stays, within the quota. If the process ends before,
+    /// the data stays likewise.
+    pub fn abandon_layer(&self, blob: Digest) {
+        self.inner.open().abandoned.insert(blob);
+        self.inner.shared.space.upkeep.notify_one();
     }
 
     /// Manifests and configurations; bounded by themselves, beside the quota.

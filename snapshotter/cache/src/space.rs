@@ -53,6 +53,12 @@ impl Space {
         }
     }
 
+    /// So much has gone since.
+    pub fn discharge(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     /// Asks for an eviction although the quota isn't reached, and waits for it.
     pub async fn make_room(&self) {
         let mut round = 0;

@@ -67,6 +67,7 @@ impl Upkeep {
         if self.measured.is_none() {
             empty_trash(inner);
         }
+        inner.evict_abandoned();
         inner.checkpoint();
         inner.close_idle();
         let asked = inner.shared.space.asked();
@@ -148,6 +149,25 @@ impl Inner {
             let is_used = Arc::strong_count(layer) > 1 || layer.is_read() || layer.is_lent();
             is_used || layer.is_dirty()
         });
+    }
+
+    /// Gives up the data of layers that no image needs, as far as it isn't in use.
+    fn evict_abandoned(&self) {
+        let now = SystemTime::now();
+        let idle = {
+            let mut open = self.open();
+            let all = std::mem::take(&mut open.abandoned);
+            let (used, idle) = all.into_iter().partition(|blob| open.is_layer_used(*blob));
+            open.abandoned = used;
+            idle
+        };
+        let data = idle.into_iter().filter_map(|digest| {
+            // What isn't there, or can't be looked at, is left to whoever looks through everything.
+            let bytes = layer::data_allocated(&self.layer_dir(digest)).ok()?;
+            Some(Candidate { what: What::Data, digest, bytes, last_use: now, in_use: false })
+        });
+        let gone = self.evict(data.collect());
+        self.shared.space.discharge(gone.iter().map(|gone| gone.bytes).sum());
     }
 
     /// Everything on disk, with its size and use. What holds no byte, as after the death of a process that had just begun

@@ -216,3 +216,33 @@ async fn make_room_evicts_under_the_quota() {
     cache.make_room().await;
     assert!(!dir(root.path(), "blobs-v1", digest).exists());
 }
+
+#[tokio::test]
+async fn the_data_of_abandoned_layers_goes_when_nobody_has_it_open() {
+    let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());
+    let root = root.path();
+    let cache = small(root, &twin, 1 << 40);
+    let [idle, open, wanted] = [
+        layer(&cache, b"idle").await,
+        layer(&cache, b"open").await,
+        layer(&cache, b"wanted").await,
+    ];
+    let is_there = |blob| dir(root, "layers-v1", blob).join("data").exists();
+    let files = cache.layer(open).unwrap();
+    let data = files.open_data(2 * MIB, 2).unwrap();
+    // While somebody looks at them, nothing goes; that doesn't mean that anybody needs them.
+    let looked_at = [idle, wanted].map(|blob| cache.pin_layer_untouched(blob));
+    for blob in [idle, open, wanted] {
+        cache.abandon_layer(blob);
+    }
+    drop(cache.pin_layer(wanted));
+    drop(looked_at);
+    until("the idle one's data goes", || !is_there(idle)).await;
+    assert!(is_there(open) && is_there(wanted));
+    assert!(files.has_objects() && cache.layer(idle).unwrap().has_objects());
+    assert!(data.has(0) && data.has(1));
+    drop(data);
+    until("the other's goes when it is closed", || !is_there(open)).await;
+    assert!(is_there(wanted));
+    until("what went isn't counted", || cache.usage().used_bytes < 3 * MIB).await;
+}

@@ -82,6 +82,11 @@ impl LayerStore for Served {
         // Before the layer's own: whoever begins it meanwhile keeps it anew.
         drop(self.kept().remove(blob));
         self.layers.release(*blob).await;
+        let kept = self.kept();
+        // Unless somebody has begun it meanwhile.
+        if !kept.contains_key(blob) {
+            self.cache.abandon_layer(*blob);
+        }
     }
 }
 
