@@ -81,7 +81,12 @@ impl node_server::Node for Node {
         let found = images::find(&self.containerd, &namespace, &image).await?;
         let lost = self.snapshots.lost().await;
         let lost = lost.map_err(|error| Status::internal(convert::words(&error)))?;
-        let images = found.into_iter().map(|i| convert::image(&self.layers, i, &lost)).collect();
+        let layers = self.layers.clone();
+        let images = move || {
+            let described = |image| convert::image(&layers, image, &lost);
+            found.into_iter().map(described).collect::<Vec<_>>()
+        };
+        let images = blocking(images).await?;
         Ok(Response::new(ImagesResponse { images }))
     }
 

@@ -84,7 +84,7 @@ pub struct FuseConfig {
 impl Default for FuseConfig {
     fn default() -> Self {
         Self {
-            threads: 2,
+            threads: 1,
             read_ahead_kib: 1024,
             lazy_read_ahead_kib: 128,
             max_background: 64,

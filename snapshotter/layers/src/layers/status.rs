@@ -1,8 +1,12 @@
 //! How a layer stands, for people.
 
+use std::fs;
+use std::sync::Arc;
+
+use skimmer_cache::{Blob, Held, LayerObjects};
 use skimmer_proto::Digest;
 
-use super::Layers;
+use super::{Layers, bundle};
 use crate::layer::{Cause, Layer, LayerSpec};
 use crate::mount::error_chain;
 use crate::state::State;
@@ -50,15 +54,16 @@ pub struct Status {
 }
 
 impl Layers {
-    /// How the layer of `spec` stands, in use or not. Blocks on the disk if it isn't in use.
+    /// How the layer of `spec` stands, in use or not. To ask is no use of it, and makes nothing on disk. Blocks; reads
+    /// the whole index of a layer that isn't in use.
     pub fn status(&self, spec: &LayerSpec) -> Result<Status, Cause> {
         let digest = spec.blob.digest;
         let in_use = self.get(digest).into_iter().find(|l| l.spec().diff_id == spec.diff_id);
         let mut status = blank(spec);
-        let blob = self.shared().cache.blob(spec.blob.clone());
-        let blob = blob.map_err(|source| Cause::Blob { source })?;
-        status.blob_bytes_present = blob.bytes_present();
-        (status.fetched, status.fetched_via) = (blob.fetched(), blob.fetched_via());
+        if let Some(blob) = self.held(spec)? {
+            status.blob_bytes_present = blob.bytes_present();
+            (status.fetched, status.fetched_via) = (blob.fetched(), blob.fetched_via());
+        }
         match in_use {
             Some(layer) => status.fill_in(&layer),
             None => self.look_up(&mut status)?,
@@ -66,24 +71,43 @@ impl Layers {
         Ok(status)
     }
 
+    /// The blob of `spec`, if it is open or has bytes on disk.
+    fn held(&self, spec: &LayerSpec) -> Result<Option<Arc<Blob>>, Cause> {
+        let (digest, claimed) = (spec.blob.digest, spec.blob.len);
+        let failed = |source| Cause::Blob { source };
+        let held = self.shared().cache.peek(digest).map_err(failed)?;
+        let Some(Held { blob, .. }) = held else { return Ok(None) };
+        match blob.len() {
+            known if known == claimed => Ok(Some(blob)),
+            known if blob.is_verified() => {
+                Err(failed(skimmer_cache::blob::Error::Length { digest, claimed, known }))
+            }
+            // It makes way as soon as this one is used.
+            _ => Ok(None),
+        }
+    }
+
     /// What the disk knows of a layer that nobody uses.
     fn look_up(&self, status: &mut Status) -> Result<(), Cause> {
-        let Some(shown) = self.stored(status.digest)? else { return Ok(()) };
-        let files = self.shared().cache.layer(status.digest);
-        let files = files.map_err(|source| Cause::Files { source })?;
-        let chunks = shown.index.chunks.len();
+        let failed = |source| Cause::Files { source };
+        // What is opened must not be evicted meanwhile: it would be made anew.
+        let _pin = self.shared().cache.pin_layer_untouched(status.digest);
+        let files = self.shared().cache.peek_layer(status.digest);
+        let Some(LayerObjects { index, table }) = files.load().map_err(failed)? else {
+            return Ok(());
+        };
+        let Ok(shown) = bundle::decode(table, index) else { return Ok(()) };
+        status.mode = Mode::Lazy;
         status.index_bytes = shown.encoded.len() as u64;
         status.data_bytes = shown.index.data_len;
-        if files.data_path().exists() {
-            let data = files.open_data(shown.index.data_len, chunks);
-            let data = data.map_err(|source| Cause::Files { source })?;
+        if fs::metadata(files.data_path()).is_ok_and(|data| data.len() == status.data_bytes) {
+            let data = files.open_data(status.data_bytes, shown.index.chunks.len());
+            let data = data.map_err(failed)?;
             status.data_bytes_present = data.present_bytes();
             if data.complete() && self.shared().is_proved(status.digest)? {
                 status.mode = Mode::Local;
-                return Ok(());
             }
         }
-        status.mode = Mode::Lazy;
         Ok(())
     }
 }

@@ -10,5 +10,6 @@ mod lazy;
 mod node;
 mod prefill;
 mod rot;
+mod status;
 mod toc;
 mod tree;
