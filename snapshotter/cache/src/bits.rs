@@ -1,8 +1,9 @@
 //! Presence bits: in memory, where setting one takes no lock, and as a checkpoint file.
 //!
-//! Bits only ever go from 0 to 1 while their file lives; to forget, the owner starts a new set.
-//! So concurrent writers commute, and a snapshot taken before the data is synced is a safe record
-//! of it.
+//! A bit goes from 0 to 1 after its bytes are written: concurrent writers commute, and a snapshot
+//! taken before the data is synced is a safe record of it. It goes back to 0 when the bytes turn out
+//! wrong, or are to be given up. Who clears it keeps away meanwhile whoever may be setting it; right
+//! bytes go only after a checkpoint without their bit. To forget all, the owner starts a new set.
 //!
 //! A checkpoint file (integers little-endian), version 1, named `pieces` or `chunks`:
 //!
@@ -71,7 +72,7 @@ impl Bits {
         fresh
     }
 
-    /// Whether the bit was 1. Only for owners that keep readers away meanwhile.
+    /// Whether the bit was 1. Only for owners that keep away meanwhile whoever may be setting it.
     pub fn clear(&self, bit: usize) -> bool {
         if bit >= self.len {
             return false;

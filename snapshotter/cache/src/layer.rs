@@ -224,7 +224,9 @@ impl LayerFiles {
     /// `file` is open for reading and writing, by an earlier process. If it is the data file, that is opened by it: whoever
     /// watches the file for others who open it doesn't see us.
     pub fn lend_data(&self, file: File) {
-        *self.lent() = Some(file);
+        if data::is_at(&file, &self.data_path()).unwrap_or(false) {
+            *self.lent() = Some(file);
+        }
     }
 
     fn lent(&self) -> MutexGuard<'_, Option<File>> {

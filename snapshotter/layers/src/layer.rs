@@ -276,6 +276,15 @@ impl Layer {
         let failure = self.failure(cause);
         tracing::warn!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure), "layer failed");
         self.apply(Event::Failed(failure), None);
+        self.take_over_again();
+    }
+
+    /// Bytes that were on disk are there no more: what is local is no longer, until it has been completed again.
+    pub(crate) fn lose(self: &Arc<Self>) {
+        if matches!(self.state(), State::Local) {
+            self.apply(Event::Lost, None);
+            self.complete_later();
+        }
     }
 
     fn failure(&self, cause: Cause) -> Failure {

@@ -221,7 +221,7 @@ impl Mounts {
         }
     }
 
-    /// Serves a mount that an earlier process served, with a file system of the same subject.
+    /// Serves a mount that an earlier process served, with a file system of the same subject; unmounts what can't be.
     pub fn resume<C: Content>(
         &self,
         id: u64,
@@ -229,11 +229,13 @@ impl Mounts {
         file_system: LayerFs<C>,
         config: &FuseConfig,
     ) -> Result<Mount, Error> {
+        // If it comes to nothing, it is unmounted and its readers are told.
+        let mount = self.mount(id, self.fuse_server(self.name(id, flags)));
         let device = Device::left(descriptor);
         self.requests.resume(id, &device, &file_system, flags);
         let served = device.resume(file_system, flags, config);
         let _thread = served.map_err(|source| Error::Serve { path: self.path(id), source })?;
-        Ok(self.mount(id, self.fuse_server(self.name(id, flags))))
+        Ok(mount)
     }
 
     /// A mount that an earlier process left and the kernel serves.

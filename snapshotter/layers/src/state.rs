@@ -58,6 +58,8 @@ pub enum Event<E> {
     Ready { complete: bool },
     /// The last missing byte has come and everything was verified.
     Completed,
+    /// Bytes that had been verified are missing again.
+    Lost,
     /// The work under way, or the verification of a complete layer, came to nothing.
     Failed(E),
 }
@@ -101,7 +103,10 @@ impl<E> Machine<E> {
             Event::Ready { complete: false } => self.finish(State::Lazy),
             Event::Ready { complete: true } => self.finish(State::Local),
             Event::Completed if self.state.is_ready() => self.to(State::Local, Action::Nothing),
-            Event::Completed => Action::Nothing,
+            Event::Lost if matches!(self.state, State::Local) => {
+                self.to(State::Lazy, Action::Nothing)
+            }
+            Event::Completed | Event::Lost => Action::Nothing,
             Event::Failed(_) if !self.wanted => self.to(State::Absent, Action::Close),
             Event::Failed(error) => {
                 let action = if self.state.is_ready() { Action::Close } else { Action::Nothing };
@@ -173,8 +178,12 @@ mod tests {
             (2, Event::Ready { complete: false }, Action::Nothing, State::Lazy),
             (3, Event::Wanted, Action::Nothing, State::Lazy),
             (4, Event::Completed, Action::Nothing, State::Local),
-            (5, Event::Released, Action::Close, State::Absent),
-            (6, Event::Completed, Action::Nothing, State::Absent),
+            (5, Event::Lost, Action::Nothing, State::Lazy),
+            (6, Event::Lost, Action::Nothing, State::Lazy),
+            (7, Event::Completed, Action::Nothing, State::Local),
+            (8, Event::Released, Action::Close, State::Absent),
+            (9, Event::Completed, Action::Nothing, State::Absent),
+            (10, Event::Lost, Action::Nothing, State::Absent),
         ]);
     }
 
@@ -222,6 +231,7 @@ mod tests {
             Just(Event::NoIndex),
             any::<bool>().prop_map(|complete| Event::Ready { complete }),
             Just(Event::Completed),
+            Just(Event::Lost),
             Just(Event::Failed(0)),
         ]
     }
@@ -233,7 +243,7 @@ mod tests {
             let mut machine = Machine::default();
             let (mut now, mut working) = (0, false);
             for (pause, event) in events {
-                let ends = !matches!(event, Event::Wanted | Event::Released | Event::Completed);
+                let ends = matches!(event, Event::NoIndex | Event::Ready { .. } | Event::Failed(_));
                 if ends && !working {
                     continue;
                 }

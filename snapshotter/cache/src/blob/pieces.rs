@@ -34,7 +34,7 @@ pub const DATA: &str = "data";
 pub const CHECKPOINT: &str = "pieces";
 const PROVED: &str = "proved";
 
-/// Locks for writers: two that were sent the same piece take turns.
+/// Locks for writers: two that were sent the same piece take turns, also with whoever forgets it.
 const WRITERS: usize = 8;
 
 /// One incarnation of a blob's data file.
@@ -105,17 +105,30 @@ impl Pieces {
         Ok(pieces)
     }
 
-    /// Another incarnation, empty; this one has no checkpoint from now on. Blocks.
+    /// Another incarnation, empty; this one has no checkpoint from now on, unless that fails. Blocks.
     pub fn replace(&self) -> io::Result<Self> {
-        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        Self::fresh(&self.dir, self.geometry)
+        self.succeeded_by(|| Self::fresh(&self.dir, self.geometry))
+    }
+
+    /// What `make` makes takes over the name: no checkpoint of this one is written meanwhile, nor ever again. If it
+    /// can't be made, this one goes on.
+    fn succeeded_by(&self, make: impl FnOnce() -> io::Result<Self>) -> io::Result<Self> {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = make();
+        if made.is_ok() {
+            *retired = true;
+        } else {
+            // The checkpoint on disk may have gone already.
+            self.dirty.store(true, Ordering::Release);
+        }
+        made
     }
 
     /// Starts over with an empty data file, whatever there was.
     fn fresh(dir: &Path, geometry: Geometry) -> io::Result<Self> {
+        let (file, temporary) = new_file(dir, geometry)?;
         disk::remove_durably(dir, CHECKPOINT)?;
         disk::remove(&dir.join(PROVED))?;
-        let (file, temporary) = new_file(dir, geometry)?;
         fs::rename(&temporary, dir.join(DATA))?;
         let (present, root, bits) = empty(geometry);
         Ok(Self::with(dir, geometry, file, false, present, Verified { root, bits }))
@@ -210,6 +223,7 @@ impl Pieces {
 
     /// Says that an unverified piece isn't there, so that it is fetched again.
     pub fn forget(&self, piece: u32) {
+        let _turn = self.turn(piece);
         if !self.verified().bits.get(piece as usize) && self.present.clear(piece as usize) {
             self.dirty.store(true, Ordering::Release);
         }
@@ -223,6 +237,7 @@ impl Pieces {
         }
         let verified = self.verified();
         for piece in wrong {
+            let _turn = self.turn(*piece);
             verified.bits.clear(*piece as usize);
             self.present.clear(*piece as usize);
         }
@@ -231,9 +246,8 @@ impl Pieces {
     }
 
     /// Another incarnation, with the pieces of this one but for the `wrong` ones. This one has no
-    /// checkpoint from now on. Blocks.
+    /// checkpoint from then on, unless that fails. Blocks.
     pub fn salvage(&self, wrong: &[u32]) -> io::Result<Self> {
-        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let (file, temporary) = new_file(&self.dir, self.geometry)?;
         let (present, _, bits) = empty(self.geometry);
         let verified = self.verified();
@@ -245,14 +259,16 @@ impl Pieces {
                 bits.set(piece as usize);
             }
         }
-        disk::remove_durably(&self.dir, CHECKPOINT)?;
-        // Until every piece is there again.
-        disk::remove(&self.dir.join(PROVED))?;
-        fs::rename(&temporary, self.dir.join(DATA))?;
-        let verified = Verified { root: verified.root, bits };
-        let fresh = Self::with(&self.dir, self.geometry, file, false, present, verified);
-        fresh.dirty.store(true, Ordering::Release);
-        Ok(fresh)
+        self.succeeded_by(|| {
+            disk::remove_durably(&self.dir, CHECKPOINT)?;
+            // Until every piece is there again.
+            disk::remove(&self.dir.join(PROVED))?;
+            fs::rename(&temporary, self.dir.join(DATA))?;
+            let verified = Verified { root: verified.root, bits };
+            let fresh = Self::with(&self.dir, self.geometry, file, false, present, verified);
+            fresh.dirty.store(true, Ordering::Release);
+            Ok(fresh)
+        })
     }
 
     /// Writes a piece, if it matches the table, and says that it is there. Blocks.
@@ -265,8 +281,7 @@ impl Pieces {
         if table.is_some_and(|table| !table.verify(piece, bytes)) {
             return Ok(Checked::Wrong);
         }
-        let turn = &self.writing[piece as usize % WRITERS];
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn(piece);
         if !self.present.get(piece as usize) {
             self.file.write_all_at(bytes, self.geometry.span(piece).start)?;
         }
@@ -276,6 +291,8 @@ impl Pieces {
 
     /// Checks a piece that came without a table; a wrong one is forgotten. Blocks.
     pub fn recheck(&self, piece: u32, table: &PieceTable) -> io::Result<Checked> {
+        // Else who is sent it now finds it present, leaves the wrong bytes in place, and says that they are right.
+        let _turn = self.turn(piece);
         if table.verify(piece, &self.read(piece, BytesMut::new())?) {
             self.note(piece, Some(table));
             return Ok(Checked::Kept);
@@ -295,6 +312,10 @@ impl Pieces {
         memory.resize(len, 0);
         self.file.read_exact_at(&mut memory, span.start)?;
         Ok(memory.freeze())
+    }
+
+    fn turn(&self, piece: u32) -> MutexGuard<'_, ()> {
+        self.writing[piece as usize % WRITERS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, piece: u32, table: Option<&PieceTable>) {
@@ -374,5 +395,26 @@ mod tests {
         drop(old.replace().unwrap());
         old.checkpoint().unwrap();
         assert!(!Pieces::open(dir.path(), geometry).unwrap().present.get(0));
+    }
+
+    #[test]
+    fn what_found_no_successor_goes_on() {
+        type Make = fn(&Pieces) -> io::Result<Pieces>;
+        let makes: [Make; 2] = [Pieces::replace, |old| old.salvage(&[])];
+        for make in makes {
+            let dir = tempfile::tempdir().unwrap();
+            let geometry = Geometry::of(1000).unwrap();
+            let old = Pieces::open(dir.path(), geometry).unwrap();
+            assert_eq!(old.store(0, &[7; 1000], None).unwrap(), Checked::Kept);
+            old.checkpoint().unwrap();
+            // It can't be removed as a file.
+            let obstacle = dir.path().join(PROVED);
+            fs::create_dir(&obstacle).unwrap();
+            make(&old).expect_err("there is an obstacle");
+            fs::remove_dir(&obstacle).unwrap();
+            old.checkpoint().unwrap();
+            assert!(!old.is_dirty());
+            assert!(Pieces::open(dir.path(), geometry).unwrap().present.get(0));
+        }
     }
 }

@@ -157,20 +157,25 @@ impl LayerData {
         Ok(freed)
     }
 
-    /// What is there of `chunk` is wrong: it counts as absent from now on, and becomes a hole, so that
-    /// what it is to be can be written by whoever leaves zeros out. False: it can't, because the file is
-    /// [kept](Self::keep) or the chunk isn't there. Readers wait meanwhile. Blocks.
-    pub fn distrust(&self, chunk: usize, ranges: &[Range<u64>]) -> Result<bool, Error> {
+    /// What is there of these chunks, each given with its [spans](Spans::spans), is wrong: they count as absent from
+    /// now on, and become holes, so that what they are to be can be written by whoever leaves zeros out. One
+    /// checkpoint says so of all. False: they stay, because the file is [kept](Self::keep). Readers wait meanwhile.
+    /// Blocks.
+    pub fn distrust(&self, chunks: &[(usize, Vec<Range<u64>>)]) -> Result<bool, Error> {
         let _alone = self.usage.held.write().unwrap_or_else(PoisonError::into_inner);
-        if self.usage.kept.load(Ordering::Acquire) > 0 || !self.has(chunk) {
+        if self.usage.kept.load(Ordering::Acquire) > 0 {
             return Ok(false);
         }
-        self.forget(chunk);
-        self.say_absent()?;
-        for range in ranges {
-            self.punch(range.clone())
-                .map_err(|source| Error::Punch { blob: self.blob(), source })?;
+        let there: Vec<_> = chunks.iter().filter(|(chunk, _)| self.has(*chunk)).collect();
+        if there.is_empty() {
+            return Ok(true);
         }
+        there.iter().for_each(|(chunk, _)| self.forget(*chunk));
+        self.say_absent()?;
+        let ranges = there.iter().flat_map(|(_, ranges)| ranges);
+        // One that fails is no reason to leave the others as they are.
+        let punched = ranges.map(|range| self.punch(range.clone())).fold(Ok(()), Result::and);
+        punched.map_err(|source| Error::Punch { blob: self.blob(), source })?;
         Ok(true)
     }
 

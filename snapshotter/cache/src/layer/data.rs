@@ -220,13 +220,18 @@ impl LayerData {
 
 /// The file at `path`, by `lent` if that is the same.
 fn existing(path: &Path, lent: Option<File>) -> io::Result<File> {
-    if let Some(lent) = lent {
-        let (known, found) = (lent.metadata()?, fs::metadata(path)?);
-        if (known.dev(), known.ino()) == (found.dev(), found.ino()) {
-            return Ok(lent);
-        }
+    if let Some(lent) = lent
+        && is_at(&lent, path)?
+    {
+        return Ok(lent);
     }
     OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Whether `file` is the one at `path`.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let (known, found) = (file.metadata()?, fs::metadata(path)?);
+    Ok((known.dev(), known.ino()) == (found.dev(), found.ino()))
 }
 
 /// What the checkpoint says; nothing, if it is of another file or index, or damaged.

@@ -180,25 +180,35 @@ fn filled(cache: &Cache, blob: Digest) -> Arc<LayerData> {
 }
 
 #[tokio::test]
-async fn a_distrusted_chunk_is_a_hole_and_stays_absent() {
+async fn distrusted_chunks_are_holes_and_stay_absent() {
     let root = tempfile::tempdir().unwrap();
     let blob = Digest::of(b"layer");
     let cache = open(root.path(), &Twin::honest());
     let data = filled(&cache, blob);
     data.checkpoint().unwrap();
-    assert!(data.distrust(2, &[chunk(2)]).unwrap());
-    assert!(!data.distrust(2, &[chunk(2)]).unwrap(), "it isn't there any more");
+    let spans = |chunks: &[usize]| -> Vec<_> {
+        chunks.iter().map(|number| (*number, vec![chunk(*number)])).collect()
+    };
+    assert!(data.distrust(&spans(&[0, 2])).unwrap());
+    assert_eq!(data.missing(0..4), [0, 2]);
     let mut buffer = vec![7; 64 << 10];
+    for number in [0, 2] {
+        data.file().read_exact_at(&mut buffer, chunk(number).start).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 0), "chunk {number}");
+    }
+    // One that isn't there is nobody's: it may be in the making.
+    data.file().write_all_at(&[7], chunk(2).start).unwrap();
+    assert!(data.distrust(&spans(&[2])).unwrap());
     data.file().read_exact_at(&mut buffer, chunk(2).start).unwrap();
-    assert!(buffer.iter().all(|byte| *byte == 0));
+    assert_eq!(buffer[0], 7);
     {
         let _keep = data.keep();
-        assert!(!data.distrust(1, &[chunk(1)]).unwrap(), "it may not go");
-        assert!(data.has(1));
+        assert!(!data.distrust(&spans(&[1, 3])).unwrap(), "they may not go");
+        assert!(data.has(1) && data.has(3));
     }
     // A process that died right then doesn't believe in it either.
     drop((data, cache));
     let cache = open(root.path(), &Twin::honest());
     let data = cache.layer(blob).unwrap().open_data(4 * CHUNK, 4).unwrap();
-    assert_eq!(data.missing(0..4), [2]);
+    assert_eq!(data.missing(0..4), [0, 2]);
 }

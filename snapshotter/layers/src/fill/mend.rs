@@ -59,17 +59,22 @@ impl Fill {
             self.rewrite(chunk)?;
             return Ok(Mended::Rewritten);
         }
-        let ranges = self.spans(chunk);
-        let forgotten = self.data.distrust(chunk, &ranges);
-        let forgotten =
-            forgotten.map_err(|source| Error::Write { chunk, source: io::Error::other(source) })?;
-        if forgotten {
+        if self.distrust(&[chunk])? {
             return Ok(Mended::Forgotten);
         }
         // It may not go, because it is read without us: the right bytes have to come at once.
         runtime.block_on(self.fetch(chunk, Class::Fault))?;
         self.rewrite(chunk)?;
         Ok(Mended::Rewritten)
+    }
+
+    /// Any of `chunks` may be wrong: all of them count as absent from now on. False: they can't, because
+    /// they are read without us. Readers wait meanwhile, once for all. Blocks.
+    pub fn distrust(&self, chunks: &[usize]) -> Result<bool, Error> {
+        let Some(first) = chunks.first() else { return Ok(true) };
+        let chunks: Vec<_> = chunks.iter().map(|chunk| (*chunk, self.spans(*chunk))).collect();
+        let failed = |source| Error::Write { chunk: *first, source: io::Error::other(source) };
+        self.data.distrust(&chunks).map_err(failed)
     }
 
     /// Writes what differs. Where it doesn't, not even the same bytes: the kernel may be reading them.

@@ -6,11 +6,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Cause, Core, Failure, Layer, Mounted, Open};
 use crate::fuse::LayerFs;
 use crate::mount::{Left, LeftKind, Mount, error_chain};
 use crate::state::State;
+
+/// Between attempts to open a layer that readers wait for.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Layer {
     /// Waits until the layer is ready and mounts it, unless it is mounted in the best way.
@@ -43,6 +47,18 @@ impl Layer {
                 {
                     tracing::warn!(layer = %failure.layer, image = failure.image, error = error_chain(&*failure),
                         "mounts of an earlier process not taken over");
+                }
+            });
+        }
+    }
+
+    /// Has a layer that could not be opened opened once more, if readers of an earlier process's mounts wait for it.
+    pub(super) fn take_over_again(self: &Arc<Self>) {
+        if self.shared.mounts.has_left(self.digest()) {
+            self.spawn(|this| async move {
+                tokio::time::sleep(AGAIN).await;
+                if !this.is_absent() {
+                    this.want();
                 }
             });
         }
@@ -108,8 +124,14 @@ impl Layer {
 
     /// Mounts `open`, unless the layer has been released meanwhile.
     fn mount_now(self: &Arc<Self>, open: &Arc<Open>) -> Result<Mounted, Cause> {
-        for left in self.shared.mounts.take_left(self.digest()) {
-            self.take_over(left, open)?;
+        {
+            // Some of what was left may need every byte, and says so only when it is served.
+            let _keep = open.fill.data().keep();
+            let mut served = Ok(());
+            for left in self.shared.mounts.take_left(self.digest()) {
+                served = served.and(self.take_over(left, open));
+            }
+            served?;
         }
         if let Some(best) = self.best(&self.core()) {
             return Ok(best);
@@ -138,7 +160,13 @@ impl Layer {
         let is_mounted = self.core().mount.is_some();
         let id = if is_mounted { self.shared.mounts.reserve() } else { self.reserved() };
         let (inodes, data) = open.paths();
-        open.fill.data().forbid_punching();
+        let file = open.fill.data();
+        let _keep = file.keep();
+        // What was found wrong on disk since the layer was proved is missing again.
+        if !file.complete() {
+            return None;
+        }
+        file.forbid_punching();
         match self.shared.mounts.kernel(id, &inodes, &data) {
             Ok(mount) => {
                 let kib = self.shared.config.fuse.read_ahead_kib;

@@ -112,8 +112,9 @@ impl Layer {
     }
 }
 
+/// Bytes that aren't the blob say nothing of the layer.
 fn is_wrong_layer(cause: &Cause) -> bool {
-    matches!(cause, Cause::Pull { source } if source.is_wrong_layer())
+    matches!(cause, Cause::Pull { source } if source.is_wrong_layer() && !source.is_wrong_blob())
 }
 
 /// Checks that the TOC inside a proved blob is the one with the digest `toc`, and says what is in the

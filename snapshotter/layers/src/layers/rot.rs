@@ -25,6 +25,9 @@ use crate::mount::error_chain;
 
 const STEP_BYTES: usize = 1 << 20;
 
+/// Chunks that are looked at together where the whole is wrong: those that have to go cost one checkpoint.
+const RUN: usize = 64;
+
 /// What a check of one digest found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
@@ -102,7 +105,12 @@ impl Layers {
         checked: &mut Checked,
         pause: &mut Pause<'_>,
     ) -> Result<(), Error> {
-        let cache = &self.shared().cache;
+        let shared = self.shared();
+        if shared.mounts.has_left(blob) {
+            // Somebody may be reading there whom nobody here knows of yet.
+            return Ok(());
+        }
+        let cache = &shared.cache;
         let failed = |source| Error::Files { blob, source: Box::new(source) };
         let _pin = cache.pin_layer_untouched(blob);
         let files = cache.peek_layer(blob);
@@ -128,13 +136,18 @@ impl Layers {
                     .map_err(|source| Error::Blob { blob, source: Box::new(source) })?;
                 let Some(held) = held.filter(|held| held.blob.geometry() == table.geometry) else {
                     let right = whole_is_right(blob, &data, &index, &table, checked, pause)?;
-                    return if right == Some(false) {
-                        checked.chunks += data.present() as u64;
-                        drop(data);
-                        self.give_up(blob, &files)
-                    } else {
-                        Ok(())
-                    };
+                    if right != Some(false) {
+                        return Ok(());
+                    }
+                    let wrong = data.present() as u64;
+                    drop(data);
+                    if self.give_up(blob, &files)? {
+                        checked.chunks += wrong;
+                        return Ok(());
+                    }
+                    // Somebody has begun to use it meanwhile.
+                    let is_open = self.get(blob).iter().any(|layer| layer.opened().is_some());
+                    return if is_open { self.check_layer(blob, checked, pause) } else { Ok(()) };
                 };
                 self.idle_fill(held.blob, data, index)
             }
@@ -156,13 +169,10 @@ impl Layers {
         ))
     }
 
-    /// Nobody uses the layer and its data is wrong, nobody knows where.
-    fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<(), Error> {
+    /// Nobody uses the layer and its data is wrong, nobody knows where. False: somebody uses it after all.
+    fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<bool, Error> {
         self.shared().forget_proved(blob);
-        files
-            .evict_data()
-            .map(drop)
-            .map_err(|source| Error::Files { blob, source: Box::new(source) })
+        files.evict_data().map_err(|source| Error::Files { blob, source: Box::new(source) })
     }
 }
 
@@ -175,7 +185,20 @@ impl Subject<'_> {
         {
             layer.read_again(&mended);
         }
+        if !self.fill.data().complete() {
+            self.lose();
+        }
         done
+    }
+
+    /// Something of the data is missing: of a layer that was opened since the check began, too.
+    fn lose(&self) {
+        for layer in self.layers.get(self.blob) {
+            let open = layer.opened();
+            if open.is_some_and(|open| Arc::ptr_eq(open.fill.data(), self.fill.data())) {
+                layer.lose();
+            }
+        }
     }
 
     /// `mended`: parts of the data file that were wrong, and aren't any more.
@@ -190,69 +213,103 @@ impl Subject<'_> {
         if whole == Some(true) {
             return Ok(());
         }
+        let wrong = whole == Some(false);
         let failed = |source| Error::Chunk { blob: self.blob, source: Box::new(source) };
-        let mut unlocated = 0_u64;
-        for chunk in (0..data.chunks()).filter(|chunk| data.has(*chunk)) {
-            if !self.fill.has_source(chunk, &self.table).map_err(failed)? {
-                if whole == Some(false) && !self.is_right_by_fetching(chunk) {
-                    unlocated += 1;
+        let present: Vec<usize> = (0..data.chunks()).filter(|chunk| data.has(*chunk)).collect();
+        let mut unlocated = false;
+        'all: for run in present.chunks(if wrong { RUN } else { 1 }) {
+            let (known, unknown) = self.sort(run, wrong).map_err(failed)?;
+            if wrong && !unknown.is_empty() {
+                unlocated = true;
+                self.distrust(&unknown, mended, checked).map_err(failed)?;
+            }
+            for chunk in known {
+                let span = &index.chunks[chunk].data;
+                checked.bytes += span.end - span.start;
+                if !self.fill.is_right(chunk).map_err(failed)? {
                     mended.extend(self.mend(chunk, checked).map_err(failed)?);
                 }
-                continue;
-            }
-            let span = &index.chunks[chunk].data;
-            checked.bytes += span.end - span.start;
-            if !self.fill.is_right(chunk).map_err(failed)? {
-                mended.extend(self.mend(chunk, checked).map_err(failed)?);
-            }
-            if pause(span.end - span.start).is_break() {
-                return Ok(());
+                if pause(span.end - span.start).is_break() {
+                    break 'all;
+                }
             }
         }
-        if unlocated > 0 && self.layer.is_none() {
+        if unlocated && self.layer.is_none() {
             self.layers.shared().forget_proved(self.files.blob());
         }
         Ok(())
     }
 
-    /// Somewhere the data is wrong; the blob's bytes of `chunk` have to come first. False also if they
-    /// don't.
-    fn is_right_by_fetching(&self, chunk: usize) -> bool {
-        if self.layer.is_none() {
-            return false;
+    /// Of `run`, the chunks of which the blob's bytes are here, and the others. If the data is `wrong`
+    /// somewhere, what is missing has to come first.
+    fn sort(&self, run: &[usize], wrong: bool) -> Result<(Vec<usize>, Vec<usize>), fill::Error> {
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for chunk in run {
+            let is_known =
+                self.fill.has_source(*chunk, &self.table)? || (wrong && self.comes(*chunk));
+            let those = if is_known { &mut known } else { &mut unknown };
+            those.push(*chunk);
         }
-        let fetched =
-            self.layers.shared().runtime.block_on(self.fill.fetch(chunk, Class::Background));
-        fetched.is_ok() && self.fill.is_right(chunk).unwrap_or(false)
+        Ok((known, unknown))
+    }
+
+    /// Whether the blob's bytes of `chunk`, which aren't here, come if they are asked for: only for a
+    /// layer in use.
+    fn comes(&self, chunk: usize) -> bool {
+        let runtime = &self.layers.shared().runtime;
+        self.layer.is_some() && runtime.block_on(self.fill.fetch(chunk, Class::Background)).is_ok()
+    }
+
+    /// Somewhere the data is wrong, and nothing says that it isn't in these chunks. They go together:
+    /// readers wait meanwhile.
+    fn distrust(
+        &self,
+        chunks: &[usize],
+        mended: &mut Vec<Range<u64>>,
+        checked: &mut Checked,
+    ) -> Result<(), fill::Error> {
+        if self.fill.distrust(chunks)? {
+            checked.chunks += chunks.len() as u64;
+            chunks.iter().for_each(|chunk| self.fetch_again(*chunk));
+            return Ok(());
+        }
+        for chunk in chunks {
+            mended.extend(self.mend(*chunk, checked)?);
+        }
+        Ok(())
     }
 
     /// The parts of the data file that are right again; the others are when they have been fetched.
     fn mend(&self, chunk: usize, checked: &mut Checked) -> Result<Vec<Range<u64>>, fill::Error> {
         checked.chunks += 1;
-        let parts = self.fill.spans(chunk);
         match self.fill.mend(chunk, &self.table, &self.layers.shared().runtime)? {
             Mended::Rewritten => {
                 checked.rewritten += 1;
-                return Ok(parts);
+                Ok(self.fill.spans(chunk))
             }
-            Mended::Forgotten => {}
+            Mended::Forgotten => {
+                self.fetch_again(chunk);
+                Ok(Vec::new())
+            }
         }
-        if let Some(layer) = self.layer.clone() {
-            let fill = Arc::clone(&self.fill);
-            self.layers.shared().runtime.spawn(async move {
-                match fill.run(chunk..chunk + 1, Class::Background).await {
-                    Ok(()) => {
-                        // It says itself what fails.
-                        let _ = tokio::task::spawn_blocking(move || layer.read_again(&parts)).await;
-                    }
-                    Err(error) => {
-                        let error = error_chain(&*error);
-                        tracing::info!(chunk, error, "what was wrong comes when it is read");
-                    }
+    }
+
+    /// If the layer is in use, `chunk`, which has been forgotten, is fetched, and then read again.
+    fn fetch_again(&self, chunk: usize) {
+        let Some(layer) = self.layer.clone() else { return };
+        let (fill, parts) = (Arc::clone(&self.fill), self.fill.spans(chunk));
+        self.layers.shared().runtime.spawn(async move {
+            match fill.run(chunk..chunk + 1, Class::Background).await {
+                Ok(()) => {
+                    // It says itself what fails.
+                    let _ = tokio::task::spawn_blocking(move || layer.read_again(&parts)).await;
                 }
-            });
-        }
-        Ok(Vec::new())
+                Err(error) => {
+                    let error = error_chain(&*error);
+                    tracing::info!(chunk, error, "what was wrong comes when it is read");
+                }
+            }
+        });
     }
 }
 

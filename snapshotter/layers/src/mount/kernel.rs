@@ -170,7 +170,87 @@ pub fn version(release: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use nix::mount::{MntFlags, umount2};
+    use skimmer_index::erofs::write;
+    use skimmer_index::tar::{Limits, TarWalk};
+    use skimmer_index::tree::TreeBuilder;
+
     use super::*;
+    use crate::mount::mount_info;
+
+    /// The files of a layer with one file, as they lie in the cache: inodes and data.
+    fn layer(folder: &Path, content: &[u8]) -> (PathBuf, PathBuf) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header, "file", content).unwrap();
+        let mut data = builder.into_inner().unwrap();
+
+        let mut tree = TreeBuilder::new(Limits::default());
+        let mut walk = TarWalk::new(Limits::default());
+        walk.push(&data, &mut |entry| tree.insert(entry).map_err(Into::into)).unwrap();
+        let image = write(&tree.finish().unwrap(), walk.finish().unwrap()).unwrap();
+        data.resize(usize::try_from(image.data_len).unwrap(), 0);
+        for copy in &image.copies {
+            let numbers = [copy.from, copy.to, copy.len];
+            let [from, to, len] = numbers.map(|number| usize::try_from(number).unwrap());
+            data.copy_within(from..from + len, to);
+        }
+        let paths = (folder.join("inodes"), folder.join("data"));
+        fs::write(&paths.0, image.bytes).unwrap();
+        fs::write(&paths.1, data).unwrap();
+        paths
+    }
+
+    /// What below `folder` is attached to loop devices.
+    fn attached(folder: &Path) -> Vec<PathBuf> {
+        let devices = fs::read_dir("/sys/block").unwrap().flatten();
+        let files = devices.map(|device| device.path().join("loop/backing_file"));
+        let files = files.filter_map(|file| fs::read_to_string(file).ok());
+        let files = files.map(|file| PathBuf::from(file.trim_end()));
+        let mut files: Vec<_> = files.filter(|file| file.starts_with(folder)).collect();
+        files.sort();
+        files
+    }
+
+    /// As before Linux 6.13.
+    #[test]
+    fn a_layer_on_loop_devices_reads_right_and_takes_them_with_it() {
+        let running = nix::sys::utsname::uname().unwrap();
+        let running = version(&running.release().to_string_lossy());
+        if !nix::unistd::geteuid().is_root() || running < SMALL_BLOCKS {
+            return;
+        }
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().canonicalize().unwrap();
+        let content: Vec<u8> = (0..3_000_077_u32).map(|n| (n % 251) as u8).collect();
+        let (inodes, data) = layer(&folder, &content);
+        let at = folder.join("at");
+        fs::create_dir(&at).unwrap();
+        let kernel = Kernel { ways: Mutex::new(vec![Way::Loops]) };
+        let mounted = kernel.mount(&inodes, &data, &at, &Label::default()).unwrap();
+        assert!(mounted.is_some(), "this kernel has no loop devices, or no EROFS");
+
+        let (read, devices) = (fs::read(at.join("file")), attached(&folder));
+        let line = mount_info().unwrap().into_iter().rfind(|line| line.mount_point == at);
+        let source = line.and_then(|line| inodes_of(&line.source));
+        umount2(&at, MntFlags::MNT_DETACH).unwrap();
+        assert!(read.unwrap() == content);
+        assert_eq!(source.as_ref(), Some(&inodes), "the next process knows whose mount it is");
+        assert_eq!(devices, [data, inodes]);
+        // Whoever looks at new devices may have them open for a moment.
+        for _ in 0..500 {
+            if attached(&folder).is_empty() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("still attached: {:?}", attached(&folder));
+    }
 
     #[test]
     fn each_kernel_gets_what_it_can_do() {

@@ -1,6 +1,6 @@
 //! The kernel serves layers before they are complete: it asks for what is missing, and nobody ever reads a hole.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use skimmer_cache::source::memory::Memory;
 use skimmer_keeper::Lasts;
-use skimmer_layers::mount::Mounts;
 use skimmer_layers::mount::prefill::{Filler, LeftPrefill, Prefill};
-use skimmer_layers::{LayerSpec, MountMode, State};
+use skimmer_layers::mount::{Mounts, version};
+use skimmer_layers::{LayerSpec, MountMode, State, error_chain};
 
 use crate::keeper::Keeper;
 use crate::node::{Node, is_mounted, mounted_as, noise, read, tar};
@@ -22,9 +22,20 @@ const MIB: usize = 1 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where the kernel can't, there is nothing to test.
+/// From this version of Linux on, the kernel asks before it reads.
+const ASKS: (u32, u32) = (6, 14);
+
+/// Whether it does here. Where it can't, there is nothing to test, which is said; where it should, that fails if
+/// `SKIMMER_REQUIRE_TOOLS` is set: it takes root, and a disk under the temporary folder.
 pub fn kernel_asks() -> bool {
-    Prefill::probe(&std::env::temp_dir()).is_ok()
+    let Err(error) = Prefill::probe(&std::env::temp_dir()) else { return true };
+    let error = error_chain(&error);
+    let name = nix::sys::utsname::uname().unwrap();
+    let should = version(&name.release().to_string_lossy()) >= ASKS;
+    let must = std::env::var_os("SKIMMER_REQUIRE_TOOLS").is_some();
+    assert!(!(should && must), "the kernel doesn't ask before it reads: {error}");
+    eprintln!("skipped: the kernel doesn't ask before it reads: {error}");
+    false
 }
 
 /// A source with a layer of `files`, and its index.
@@ -161,6 +172,28 @@ async fn what_is_in_flight_is_answered_by_the_next_process() {
     layer.complete().await.unwrap();
     assert_eq!(layer.mount().await.unwrap().path, path);
     assert!(!is_lazy(&path));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_readers_wait_for_is_opened_again_until_it_can_be() {
+    if !kernel_asks() {
+        return;
+    }
+    let content = noise(8 * MIB, 62);
+    let (node, _keeper, spec, path) = lazy(&[("file", content.clone())]).await;
+    node.layers.leave();
+    let waiting = reader(&path.join("file"));
+    let files = node.directory.path().join("cache/layers-v1").join(spec.blob.digest.hex());
+    fs::rename(files.join("index"), files.join("elsewhere")).unwrap();
+    node.source.down.store(true, Ordering::Relaxed);
+    let node = node.succeed().await;
+    node.layers.resume([spec.clone()]);
+    let layer = node.layers.get(spec.blob.digest).pop().unwrap();
+    layer.ready().await.expect_err("neither an index nor a source");
+    fs::rename(files.join("elsewhere"), files.join("index")).unwrap();
+    assert!(!waiting.is_finished(), "nobody could have answered");
+    node.source.down.store(false, Ordering::Relaxed);
+    assert!(waiting.await.unwrap().unwrap() == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

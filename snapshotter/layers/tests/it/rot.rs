@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use skimmer_layers::{Checked, LayerSpec, State};
 use skimmer_proto::Digest;
@@ -131,6 +132,30 @@ async fn without_the_blob_a_layer_in_use_is_fetched_to_find_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_forgotten_of_a_local_layer_is_not_mounted_as_if_it_were_there() {
+    let (node, spec, tar) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
+    let layer = node.layers.begin(spec.clone());
+    layer.ready().await.unwrap();
+    assert!(matches!(layer.state(), State::Local));
+    spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 5000);
+    node.source.down.store(true, Ordering::Relaxed);
+    assert!(found(check(&node, blob).await).1 > 0);
+    assert!(matches!(layer.state(), State::Lazy));
+    node.source.down.store(false, Ordering::Relaxed);
+    let path = layer.mount().await.unwrap().path;
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+    layer.complete().await.unwrap();
+    assert!(matches!(layer.state(), State::Local));
+    assert!(data_is(&node, &spec, &tar));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_blob_a_layer_that_nobody_uses_goes() {
     let (node, spec, _) = whole().await;
     let blob = spec.blob.digest;
@@ -145,6 +170,27 @@ async fn without_the_blob_a_layer_that_nobody_uses_goes() {
     for (name, bytes) in files() {
         assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_blob_without_pieces_does_not_vouch_for_goes() {
+    let (node, spec, tar) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    fs::remove_file(blob_dir(&node, blob).join("pieces")).unwrap();
+    spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 1);
+    let (pieces, chunks, rewritten, objects) = found(check(&node, blob).await);
+    assert_eq!((pieces, rewritten, objects), (0, 0, 0));
+    assert!(chunks > 0);
+    assert_eq!(node.layers.status(&spec).unwrap().data_bytes_present, 0);
+    let layer = node.layers.begin(spec.clone());
+    let path = layer.mount().await.unwrap().path;
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+    layer.complete().await.unwrap();
+    assert!(data_is(&node, &spec, &tar));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -102,6 +102,30 @@ async fn a_toc_mounts_at_once_and_gives_way_to_the_index() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_not_the_blob_say_nothing_against_its_toc() {
+    let (early, late) = (noise(6 * MIB, 17), noise(6 * MIB, 18));
+    let layer = estargz(&[honest("early", &early), honest("late", &late)], 0o100_644);
+    let node = Node::trusting(Arc::default());
+    let spec = serve(&node, layer);
+    let toc = node.layers.begin(spec.clone());
+    let path = toc.mount().await.unwrap().path;
+    assert!(read(&path.join("early")).await.unwrap() == early);
+    node.source.lies.store(true, Ordering::Relaxed);
+    let failure = toc.complete().await.expect_err("the source lies");
+    assert!(
+        matches!(&failure.cause, Cause::Pull { source } if source.is_wrong_blob()),
+        "{failure:?}"
+    );
+    assert!(matches!(toc.state(), State::Lazy));
+    node.source.lies.store(false, Ordering::Relaxed);
+    for (name, content) in [("early", &early), ("late", &late)] {
+        assert!(read(&path.join(name)).await.unwrap() == *content, "{name}");
+    }
+    toc.complete().await.unwrap();
+    assert!(matches!(toc.state(), State::Local));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_kernel_serves_by_a_toc_is_taken_over() {
     if !kernel_asks() {
         return;
