@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::{self, Containerd, VERSIONS, Version};
 use skimmer_integration::cri::Cri;
@@ -32,7 +33,7 @@ fn cached(node: &Node, digest: &Digest) -> PathBuf {
 }
 
 /// Every layer's blob is one file with two names, and has its bytes.
-fn check_linked(node: &Node, image: &Image) -> anyhow::Result<()> {
+pub fn check_linked(node: &Node, image: &Image) -> anyhow::Result<()> {
     for layer in &image.layers {
         let digest = layer.blob.digest;
         let (theirs, ours) = (stored(&node.containerd, &digest), cached(node, &digest));
@@ -253,38 +254,51 @@ fn install_verifier(scenario: &Scenario, timeout: &str) -> anyhow::Result<String
 fn with_the_verifier_an_ordinary_pull_asks_the_registry_for_one_head() {
     scenario("verifier", |scenario| {
         let registry = Registry::start(scenario)?;
-        let layers = vec![
-            busybox(scenario, Format::Gzip)?,
-            data(scenario, "content-verified", 8 << 20, Format::Gzip)?,
-        ];
-        let mut plan = Plan::new("content/verified", layers);
-        plan.index = true;
-        let image = plan.build(&blobs(scenario))?;
+        let image = indexed(scenario, "content/verified", Format::Gzip)?;
         let reference = registry.add(&image)?;
+        // What containerd has in one namespace it doesn't fetch for another.
+        let others = indexed(scenario, "content/verified-pod", Format::Zstd)?;
+        let of_pod = registry.add(&others)?;
         let more = install_verifier(scenario, "50s")?;
         let pause_image = Some(registry.add(&pause(scenario)?)?);
         let setup = Setup { more, pause_image, plain_pods: true, ..Setup::default() };
         let node = Node::start_with(scenario, Version::V2, &setup)?;
 
         node.containerd.pull(&Pull::new(&reference, "overlayfs"))?;
-        let asked = registry.asked_by_containerd(0);
-        anyhow::ensure!(only_one_head(&asked), "ctr: {asked:?}");
-        let sent = registry.sent_of(&image);
-        anyhow::ensure!(sent.bytes == image.compressed_bytes(), "{sent:?}");
+        check_verified(&registry, 0, &node, &image).context("ctr")?;
         node.containerd.run_image(&reference, "overlayfs", "verified", &["true"])?;
-        // What waits for pulls in its own namespace is the same file again.
-        for layer in &image.layers {
-            let ours = std::fs::metadata(cached(&node, &layer.blob.digest))?;
-            anyhow::ensure!(ours.nlink() == 2, "{ours:?}");
-        }
 
         let already = registry.requests().len();
         let mut cri = Cri::connect(&node.containerd.address())?;
-        cri.pull(&reference, None)?;
-        let asked = registry.asked_by_containerd(already);
-        anyhow::ensure!(only_one_head(&asked), "CRI: {asked:?}");
-        Ok(())
+        cri.pull(&of_pod, None)?;
+        check_verified(&registry, already, &node, &others).context("CRI")
     });
+}
+
+/// An image that an index leads to. In another format it has other blobs, busybox's too.
+fn indexed(scenario: &Scenario, name: &str, format: Format) -> anyhow::Result<Image> {
+    let file = name.replace('/', "-");
+    let layers = vec![busybox(scenario, format)?, data(scenario, &file, 8 << 20, format)?];
+    let mut plan = Plan::new(name, layers);
+    plan.index = true;
+    plan.build(&blobs(scenario))
+}
+
+/// After the first `already` requests, containerd asked the registry what the tag leads to and for no more; the rest
+/// came once, and is there once.
+fn check_verified(
+    registry: &Registry,
+    already: usize,
+    node: &Node,
+    image: &Image,
+) -> anyhow::Result<()> {
+    registry.settle()?;
+    let asked = registry.asked_by_containerd(already);
+    anyhow::ensure!(only_one_head(&asked), "{asked:?}");
+    let sent = registry.sent_of(image);
+    anyhow::ensure!(sent.bytes == image.compressed_bytes(), "{sent:?}");
+    // What waits for pulls in a namespace of its own is the same file again.
+    check_linked(node, image)
 }
 
 fn only_one_head(asked: &[(String, String)]) -> bool {

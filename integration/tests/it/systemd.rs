@@ -27,6 +27,7 @@ use crate::fixtures::{blobs, busybox, data, md5sum};
 use crate::units::unit;
 
 const UNIT: &str = "skimmerd.service";
+const HOLD: &str = "skimmer-hold.service";
 /// Each a layer with one file.
 const FILES: usize = 32;
 const LEN: usize = 256 << 10;
@@ -34,10 +35,21 @@ const LEN: usize = 256 << 10;
 const LONG: &str = "long";
 const LONG_LEN: usize = 8 << 20;
 
+/// How skimmerd is a service.
+#[derive(Clone, Copy)]
+struct Service {
+    mode: MountMode,
+    /// Whether the holder keeps descriptors, and not systemd.
+    holder: bool,
+    /// Whether it starts with systemd.
+    enabled: bool,
+}
+
 /// Both daemons as services, and a container of a lazily mounted image.
 struct World {
     // Dropped last: who uses it ends with systemd.
     systemd: Systemd,
+    holder: bool,
     _registry: Registry,
     skimmer: Skimmer,
     containerd: Ctr,
@@ -74,12 +86,7 @@ fn name(file: usize) -> String {
 
 impl World {
     /// `expected` serves lazily mounted layers: every layer is mounted and kept, and none of the files has been read.
-    fn start(
-        scenario: &Scenario,
-        mode: MountMode,
-        enabled: bool,
-        expected: &str,
-    ) -> anyhow::Result<Self> {
+    fn start(scenario: &Scenario, service: Service, expected: &str) -> anyhow::Result<Self> {
         let registry = Registry::start(scenario)?;
         let mut layers = vec![busybox(scenario, Format::Gzip)?];
         layers.push(data(scenario, LONG, LONG_LEN, Format::Gzip)?);
@@ -94,12 +101,13 @@ impl World {
         let reference = registry.add(&image)?;
         let indexes = learn(scenario, &image, &reference)?;
 
-        let systemd = Systemd::start(scenario, &setup(scenario, mode, enabled)?)?;
+        let systemd = Systemd::start(scenario, &setup(scenario, service)?)?;
         let folder = containerd_folder(scenario);
         let world = Self {
             skimmer: Skimmer::at(systemd.folder("run").join("skimmer/skimmerd.sock")),
             containerd: Ctr::new(Version::V2, folder, scenario.hosts()).inside(systemd.enter()),
             systemd,
+            holder: service.holder,
             _registry: registry,
             container: format!("reader-{}", std::process::id()),
             reference,
@@ -107,7 +115,11 @@ impl World {
             unread: 0..FILES,
         };
         LogCheck::of(scenario, "skimmerd");
-        if !enabled {
+        if service.holder {
+            LogCheck::of(scenario, "skimmer-hold");
+            world.hold()?;
+        }
+        if !service.enabled {
             world.systemd.systemctl(&["start", UNIT])?;
         }
         world.wait_serving("0")?;
@@ -130,6 +142,13 @@ impl World {
         let server = &images[0]["layers"][1]["server"];
         anyhow::ensure!(server == expected, "{server} serves, not {expected}: {images}");
         Ok(world)
+    }
+
+    /// Starts the holder, and waits until it listens.
+    fn hold(&self) -> anyhow::Result<()> {
+        self.systemd.systemctl(&["start", HOLD])?;
+        let address = self.systemd.folder("run").join("skimmer/hold.sock");
+        wait_for("the holder listens", Duration::from_secs(10), || address.exists().then_some(()))
     }
 
     /// Its process, inside; `0` if there is none.
@@ -179,9 +198,20 @@ impl World {
         Ok(self.systemd.property(UNIT, "NFileDescriptorStore")?.parse()?)
     }
 
+    /// How many FUSE mounts the holder keeps.
+    fn held(&self) -> anyhow::Result<usize> {
+        let mut held = 0;
+        for process in self.systemd.processes(HOLD)? {
+            let open = std::fs::read_dir(format!("/proc/{process}/fd"))?.flatten();
+            let files = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+            held += files.filter(|file| file.ends_with("dev/fuse")).count();
+        }
+        Ok(held)
+    }
+
     /// Every layer that is not complete is kept.
     fn ensure_kept(&self) -> anyhow::Result<()> {
-        let kept = self.descriptors()?;
+        let kept = if self.holder { self.held()? } else { self.descriptors()? };
         anyhow::ensure!(kept >= self.unread.len(), "only {kept} for {:?}", self.unread);
         Ok(())
     }
@@ -225,7 +255,7 @@ impl World {
         let after = self.seen()?;
         let differences = before.differences(&after);
         anyhow::ensure!(differences.is_empty(), "{what}: changed: {differences:?}");
-        self.ensure_kept().context("what systemd keeps").with_context(|| what.to_owned())
+        self.ensure_kept().context("what is kept").with_context(|| what.to_owned())
     }
 }
 
@@ -268,8 +298,9 @@ fn learn(scenario: &Scenario, image: &Image, reference: &str) -> anyhow::Result<
     Ok(folder)
 }
 
-/// The unit as it is installed; apart from where it logs to, nothing of it is changed.
-fn setup(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<systemd::Setup> {
+/// The units as they are installed; apart from where they log to, and from the holder's `/tmp`, nothing of them is
+/// changed.
+fn setup(scenario: &Scenario, service: Service) -> anyhow::Result<systemd::Setup> {
     let logs = scenario.logs();
     let log = |name: &str| {
         let path = logs.join(name).display().to_string();
@@ -289,6 +320,12 @@ fn setup(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<
         units: vec![
             (UNIT, std::fs::read_to_string(unit(UNIT))?),
             ("skimmerd.service.d/log.conf", format!("[Service]\n{}", log("skimmerd"))),
+            (HOLD, std::fs::read_to_string(unit(HOLD))?),
+            (
+                "skimmer-hold.service.d/log.conf",
+                // A folder that is made for it alone would outlive a systemd that is killed.
+                format!("[Service]\nPrivateTmp=no\n{}", log("skimmer-hold")),
+            ),
             (
                 "containerd.service",
                 format!(
@@ -299,16 +336,17 @@ fn setup(scenario: &Scenario, mode: MountMode, enabled: bool) -> anyhow::Result<
                 ),
             ),
         ],
-        enabled: if enabled { vec![UNIT] } else { Vec::new() },
+        enabled: if service.enabled { vec![UNIT] } else { Vec::new() },
         etc: vec![(
             "skimmer/skimmerd.toml",
             format!(
                 "[containerd]\naddress = '{}/c.sock'\n[registry]\nconfig_path = '{}'\n\
-                 [index]\nmin_layer_bytes = 0\n[mount]\nmode = '{}'\n\
+                 [index]\nmin_layer_bytes = 0\n[mount]\nmode = '{}'\nkeeper = '{}'\n\
                  [background]\nenabled = false\n[metrics]\naddress = ''\n[log]\nformat = 'json'\n",
                 folder.display(),
                 scenario.hosts().display(),
-                mode.name(),
+                service.mode.name(),
+                if service.holder { "holder" } else { "auto" },
             ),
         )],
         programs: vec![tools::built("skimmerd")?],
@@ -342,23 +380,44 @@ fn the_kernel_serves_what_systemd_kept() {
 #[test]
 fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
     with_systemd("systemd-disabled", |scenario| {
-        let mut world = World::start(scenario, MountMode::Auto, false, "fuse")?;
+        let service = Service { mode: MountMode::Auto, holder: false, enabled: false };
+        let mut world = World::start(scenario, service, "fuse")?;
         world.endures("kill -9", World::kill, |_, _| Ok(()))
     });
 }
 
+/// The unit of the holder is enough, whatever systemd could keep.
+#[test]
+fn skimmerd_serves_what_the_holder_kept() {
+    with_systemd("systemd-holder", |scenario| {
+        let service = Service { mode: MountMode::Fuse, holder: true, enabled: false };
+        let mut world = World::start(scenario, service, "fuse")?;
+        let long = world.begin_half_reading(scenario)?;
+        world.ensure_kept()?;
+        world.endures("kill -9", World::kill, |_, _| Ok(()))?;
+        let kept = world.descriptors()?;
+        anyhow::ensure!(kept == 0, "systemd keeps {kept} descriptors");
+        world.containerd.exec(&world.container, &["sh", "-c", "echo >/tmp/on"])?;
+        long.finish().context("who had a file open all along")
+    });
+}
+
 fn with_systemd(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) {
-    if let Some(reason) = Systemd::impossible() {
-        println!("{name} skipped: no systemd can run here: {reason}");
-        return;
-    }
-    scenario(name, body);
+    // Programs that are missing are told before: what is impossible then is so by this kernel or container.
+    scenario(name, |scenario| match Systemd::impossible() {
+        Some(reason) => {
+            eprintln!("{name} skipped: no systemd can run here: {reason}");
+            Ok(())
+        }
+        None => body(scenario),
+    });
 }
 
 fn take_over(name: &str, mode: MountMode) {
     with_systemd(name, |scenario| {
         let server = if mode == MountMode::Fuse { "fuse" } else { automatic()? };
-        let mut world = World::start(scenario, mode, true, server)?;
+        let service = Service { mode, holder: false, enabled: true };
+        let mut world = World::start(scenario, service, server)?;
 
         let long = world.begin_half_reading(scenario)?;
         world.ensure_kept()?;

@@ -200,9 +200,11 @@ fn containers_whose_mounts_died_with_daemon_and_holder_are_named() {
             Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect())
         };
         let named = lost(&world)?;
-        let is_named = matches!(&named[..], [name] if name.ends_with(&format!("/{READER}")));
-        anyhow::ensure!(is_named, "{READER:?} is not named: {named:?}");
-        anyhow::ensure!(world.node.skimmerd.log().contains("start it anew"), "the log is silent");
+        let [name] = &named[..] else { anyhow::bail!("one container was running: {named:?}") };
+        anyhow::ensure!(name.ends_with(&format!("/{READER}")), "{name} is not {READER:?}");
+        let log = world.node.skimmerd.log();
+        let tells = |line: &str| line.contains("start it anew") && line.contains(name.as_str());
+        anyhow::ensure!(log.lines().any(tells), "the log doesn't say that of {name}");
         // Another container of the image has its files.
         world.node.containerd.start_image(
             &world.reference,

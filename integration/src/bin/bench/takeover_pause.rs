@@ -1,5 +1,6 @@
-//! How long a reader waits while skimmerd is killed and started anew.
+//! How long a reader waits while skimmerd is killed and started anew, as systemd does it by its unit.
 
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::figure::{Bar, Bench, Figure, Outcome, rounded};
 
 pub const FIGURE: Figure = Figure {
     name: "takeover-pause",
-    what: "longest read in a container across `kill -9` of skimmerd and its next start, p99 over the kills",
+    what: "longest read in a container across `kill -9` of skimmerd and its restart by its unit, p99 over the kills",
     unit: "s",
     bar: Bar::AtMost(2.0),
     aim: 0.3,
@@ -44,6 +45,7 @@ print(longest)
 const APART: usize = 8 << 20;
 
 fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
+    let restart = restart_delay()?;
     let image = debian::single_layer(&bench.scenario.path("blobs"))?;
     let mut world = World::near(bench.scenario, image)?;
     world.holder = true;
@@ -59,7 +61,7 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
         let mut of_run = Vec::new();
         for kill in 0..KILLS {
             let from = (1 + run * KILLS + kill) * APART;
-            of_run.push(pause(&mut node, from)?);
+            of_run.push(pause(&mut node, from, restart)?);
         }
         eprintln!("  run {} of {}: {of_run:.3?} s", run + 1, bench.runs);
         runs.push(
@@ -70,17 +72,30 @@ fn measure(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
     pauses.sort_by(f64::total_cmp);
     let rank = (pauses.len() * 99).div_ceil(100);
     let value = *pauses.get(rank.saturating_sub(1)).context("nothing was measured")?;
-    Ok(Outcome { value, runs, settings: world.settings()? })
+    let mut settings = world.settings()?;
+    settings["restart_delay_s"] = json!(restart.as_secs_f64());
+    Ok(Outcome { value, runs, settings })
 }
 
-/// The longest read of one that reads while skimmerd dies and comes back.
-fn pause(node: &mut Node, from: usize) -> anyhow::Result<f64> {
+/// How long systemd waits before it starts skimmerd anew: what the unit says.
+fn restart_delay() -> anyhow::Result<Duration> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/skimmerd.service");
+    let text =
+        std::fs::read_to_string(&unit).with_context(|| format!("read {}", unit.display()))?;
+    let delay = text.lines().find_map(|line| line.strip_prefix("RestartSec=")?.strip_suffix("ms"));
+    let delay = delay.with_context(|| format!("{} has no RestartSec= in ms", unit.display()))?;
+    Ok(Duration::from_millis(delay.parse()?))
+}
+
+/// The longest read of one that reads while skimmerd dies and comes back, `restart` after its death.
+fn pause(node: &mut Node, from: usize, restart: Duration) -> anyhow::Result<f64> {
     let mut reader = node.containerd.exec_command(READER, &["python3", "-c", &program(from)])?;
     let reading = thread::spawn(move || {
         skimmer_integration::command::output_of(&mut reader, Duration::from_secs(60))
     });
     thread::sleep(Duration::from_secs(2));
     node.skimmerd.kill()?;
+    thread::sleep(restart);
     node.skimmerd.run()?;
     let said = reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     said.trim().parse().with_context(|| format!("the reader said {said:?}"))
