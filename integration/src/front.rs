@@ -8,11 +8,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::network::Host;
+
+/// Where it hands out tokens.
+const TOKENS: &str = "/token";
 
 /// How it answers skimmerd; to others it answers as the registry does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Mood {
     Refusing(u16),
     /// With 401, unless asked with this `Authorization`.
     Demanding(String),
+    /// With 401, unless asked with a token that was handed out at most so long ago, or twice that. It hands them out.
+    Expiring(Duration),
     /// As the registry does, but the connection ends after so many bytes.
     Cutting(usize),
     /// As the registry does, at so many bytes a second for as long as the mood lasts.
@@ -42,7 +47,10 @@ pub struct Front {
 
 struct Shared {
     registry: String,
+    /// Of this front, `host:port`.
+    address: String,
     mood: Mutex<Mood>,
+    started: Instant,
     stopping: AtomicBool,
 }
 
@@ -61,7 +69,9 @@ impl Front {
             .context("send clients to the front")?;
         let shared = Arc::new(Shared {
             registry: registry.to_owned(),
+            address: address.clone(),
             mood: Mutex::new(Mood::Passing),
+            started: Instant::now(),
             stopping: AtomicBool::new(false),
         });
         let own = Arc::clone(&shared);
@@ -84,6 +94,18 @@ impl Front {
 impl Shared {
     fn mood(&self) -> Mood {
         self.mood.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The headers with which a status comes.
+    fn headers(&self, mood: &Mood, status: u16) -> String {
+        match (mood, status) {
+            (Mood::Expiring(_), 401) => {
+                format!("WWW-Authenticate: Bearer realm=\"http://{}{TOKENS}\"\r\n", self.address)
+            }
+            (_, 401) => "WWW-Authenticate: Basic realm=\"front\"\r\n".to_owned(),
+            (_, 429) => "Retry-After: 1\r\n".to_owned(),
+            _ => String::new(),
+        }
     }
 }
 
@@ -123,12 +145,19 @@ fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let request = String::from_utf8_lossy(&request).into_owned();
     let is_daemon = header(&request, "user-agent").is_some_and(|agent| agent.contains("skimmer"));
     let mood = if is_daemon { shared.mood() } else { Mood::Passing };
-    if let Some(status) = refusal(&mood, &request) {
-        let more = match status {
-            401 => "WWW-Authenticate: Basic realm=\"front\"\r\n",
-            429 => "Retry-After: 1\r\n",
-            _ => "",
-        };
+    let age = shared.started.elapsed();
+    if let Mood::Expiring(life) = mood
+        && request.starts_with(&format!("GET {TOKENS}"))
+    {
+        let text = format!("{{\"token\":\"{}\"}}", period(age, life));
+        let len = text.len();
+        return write!(
+            client,
+            "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{text}"
+        );
+    }
+    if let Some(status) = refusal(&mood, age, &request) {
+        let more = shared.headers(&mood, status);
         return write!(
             client,
             "HTTP/1.1 {status} No\r\n{more}Content-Length: 0\r\nConnection: close\r\n\r\n"
@@ -148,8 +177,20 @@ fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn refusal(mood: &Mood, request: &str) -> Option<u16> {
+/// How many `life`s there were in `age`: the token of today, for a front of that age.
+const fn period(age: Duration, life: Duration) -> u128 {
+    age.as_millis() / life.as_millis()
+}
+
+fn refusal(mood: &Mood, age: Duration, request: &str) -> Option<u16> {
     match mood {
+        Mood::Expiring(life) => {
+            let token =
+                header(request, "authorization").and_then(|text| text.strip_prefix("Bearer "));
+            let token: Option<u128> = token.and_then(|text| text.parse().ok());
+            let is_valid = token.is_some_and(|token| token + 1 >= period(age, *life));
+            (!is_valid).then_some(401)
+        }
         Mood::Refusing(status) => Some(*status),
         Mood::Demanding(authorization) => {
             (header(request, "authorization") != Some(authorization)).then_some(401)
@@ -193,7 +234,7 @@ fn relay(
             }
             client.write_all(&answer)?;
         }
-        Mood::Passing | Mood::Refusing(_) | Mood::Demanding(_) => {
+        Mood::Passing | Mood::Refusing(_) | Mood::Demanding(_) | Mood::Expiring(_) => {
             io::copy(registry, client)?;
         }
     }
@@ -202,7 +243,11 @@ fn relay(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::{Mood, refusal};
+
+    const AGE: Duration = Duration::from_secs(11);
 
     #[test]
     fn credentials_are_looked_at() {
@@ -212,9 +257,19 @@ mod tests {
             ("GET / HTTP/1.1\r\nauthorization: Basic abc\r\n\r\n", None),
             ("GET / HTTP/1.1\r\nAuthorization: Basic x\r\n\r\n", Some(401)),
         ] {
-            assert_eq!(refusal(&demanding, request), expected, "{request}");
+            assert_eq!(refusal(&demanding, AGE, request), expected, "{request}");
         }
-        assert_eq!(refusal(&Mood::Refusing(503), "GET / HTTP/1.1\r\n\r\n"), Some(503));
-        assert_eq!(refusal(&Mood::Passing, "GET / HTTP/1.1\r\n\r\n"), None);
+        assert_eq!(refusal(&Mood::Refusing(503), AGE, "GET / HTTP/1.1\r\n\r\n"), Some(503));
+        assert_eq!(refusal(&Mood::Passing, AGE, "GET / HTTP/1.1\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn tokens_end() {
+        let expiring = Mood::Expiring(Duration::from_secs(2));
+        for (token, expected) in [(5, None), (4, None), (3, Some(401))] {
+            let request = format!("GET / HTTP/1.1\r\nAuthorization: Bearer {token}\r\n\r\n");
+            assert_eq!(refusal(&expiring, AGE, &request), expected, "{token}");
+        }
+        assert_eq!(refusal(&expiring, AGE, "GET / HTTP/1.1\r\n\r\n"), Some(401));
     }
 }

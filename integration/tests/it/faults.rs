@@ -25,7 +25,7 @@ use skimmer_integration::skimmerd;
 
 use account::Account;
 use images::Known;
-use load::{Images, Load};
+use load::{Images, Indexes, Load};
 
 use crate::full_disk::Ballast;
 
@@ -60,6 +60,15 @@ struct Plan {
     quota_bytes: u64,
     /// The node keeps everything on a disk of its own.
     disk: bool,
+    indexes: Indexes,
+    /// Whether the kernel may be asked to send again what a dead daemon left unanswered.
+    resend: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { quota_bytes: 0, disk: false, indexes: Indexes::Swarm, resend: true }
+    }
 }
 
 impl<'a> World<'a> {
@@ -71,6 +80,7 @@ impl<'a> World<'a> {
                 deadline: Duration::from_secs(120),
                 holder: true,
                 quota_bytes: plan.quota_bytes,
+                resend: plan.resend,
                 ..skimmerd::Setup::default()
             },
             ..Setup::default()
@@ -83,8 +93,8 @@ impl<'a> World<'a> {
         let docker_config = Some(credentials.as_path());
         fleet.add(&Spec { containerd: true, docker_config, ..Spec::default() })?;
         fleet.wait_attending()?;
-        let mut load =
-            Load::start(&fleet.machines[NODE], images(scenario, &fleet)?, &scenario.path("said"))?;
+        let (images, said) = (images(scenario, &fleet)?, scenario.path("said"));
+        let mut load = Load::start(&fleet.machines[NODE], images, plan.indexes, &said)?;
         if plan.quota_bytes > 0 {
             // For a moment all images are in use: the fullest that the cache can be.
             fleet.machines[NODE].skimmerd.expect_log("cache is over its quota");
@@ -150,7 +160,10 @@ fn kills_at_random_moments_cost_nothing() {
         let seed = number("SEED", now.as_secs() % 1_000_000)?;
         let count = number("SKIMMER_FAULT_KILLS", 200)?;
         println!("repeat with SEED={seed}");
-        let mut world = World::new(scenario, &Plan { quota_bytes: QUOTA_BYTES, disk: false })?;
+        // Every other time a successor has nothing but the journal of requests to go by.
+        let resend = seed % 2 == 0;
+        let plan = Plan { quota_bytes: QUOTA_BYTES, resend, ..Plan::default() };
+        let mut world = World::new(scenario, &plan)?;
         for part in ["the holder of descriptors is gone", "a mount will not survive this process"] {
             world.fleet.machines[NODE].skimmerd.expect_log(part);
         }
@@ -176,16 +189,18 @@ fn kills_at_random_moments_cost_nothing() {
 
 #[test]
 fn faults_of_the_node_and_its_surroundings_cost_nothing() {
-    scenario("fault-node", |scenario| suffer_all(scenario, &scripted::AROUND));
+    let plan = Plan { disk: true, ..Plan::default() };
+    scenario("fault-node", |scenario| suffer_all(scenario, &plan, &scripted::AROUND));
 }
 
 #[test]
 fn faults_of_the_registry_cost_nothing() {
-    scenario("fault-registry", |scenario| suffer_all(scenario, &scripted::OF_THE_REGISTRY));
+    let plan = Plan { disk: true, indexes: Indexes::Node, ..Plan::default() };
+    scenario("fault-registry", |scenario| suffer_all(scenario, &plan, &scripted::OF_THE_REGISTRY));
 }
 
-fn suffer_all(scenario: &Scenario, faults: &[scripted::Fault]) -> anyhow::Result<()> {
-    let mut world = World::new(scenario, &Plan { quota_bytes: 0, disk: true })?;
+fn suffer_all(scenario: &Scenario, plan: &Plan, faults: &[scripted::Fault]) -> anyhow::Result<()> {
+    let mut world = World::new(scenario, plan)?;
     for part in scripted::SAID {
         world.fleet.machines[NODE].skimmerd.expect_log(part);
     }
@@ -202,7 +217,7 @@ fn suffer_all(scenario: &Scenario, faults: &[scripted::Fault]) -> anyhow::Result
 fn nothing_grows_under_load() {
     scenario("fault-soak", |scenario| {
         let time = Duration::from_secs(number("SKIMMER_SOAK", 20)?);
-        let world = World::new(scenario, &Plan { quota_bytes: QUOTA_BYTES, disk: false })?;
+        let world = World::new(scenario, &Plan { quota_bytes: QUOTA_BYTES, ..Plan::default() })?;
         soak::soak(&world, time)?;
         world.end()
     });

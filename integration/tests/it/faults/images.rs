@@ -1,6 +1,8 @@
 //! Images whose every byte is known.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
 
 use skimmer_integration::fleet::Fleet;
 use skimmer_integration::image::Plan;
@@ -21,6 +23,8 @@ pub struct Known {
     pub blob: Digest,
     /// The name below `/data` and the digest of each of its files.
     files: Vec<(String, Digest)>,
+    /// Where the indexes of its layers are.
+    indexes: PathBuf,
 }
 
 impl Known {
@@ -47,7 +51,14 @@ impl Known {
         let reference = fleet.registry.add(&image)?;
         fleet.machines[seed_peer].build(&reference)?.wait(LIMIT)?;
         wait_records(fleet, &image, 1)?;
-        Ok(Self { reference, blob, files })
+        let indexes = scenario.path("indexes").join(name);
+        fleet.machines[seed_peer].skimmerd.export_indexes(&image, &indexes)?;
+        Ok(Self { reference, blob, files, indexes })
+    }
+
+    /// The indexes of its layers, in files.
+    pub fn indexes(&self) -> anyhow::Result<Vec<PathBuf>> {
+        fs::read_dir(&self.indexes)?.map(|entry| Ok(entry?.path())).collect()
     }
 
     /// A line for each file: its SHA-256 in hexadecimal, and its path in a container.

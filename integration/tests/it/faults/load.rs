@@ -55,12 +55,22 @@ pub struct Load {
     shared: Arc<Shared>,
 }
 
+/// Who has the indexes of images that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Indexes {
+    /// Other nodes, as long as they can be reached.
+    Swarm,
+    /// The node, before it pulls: whatever happens around it, images are mounted lazily.
+    Node,
+}
+
 /// What jobs work with.
 #[derive(Clone)]
 struct Hands {
     ctr: Ctr,
     skimmer: Skimmer,
     folder: PathBuf,
+    indexes: Indexes,
 }
 
 #[derive(Default)]
@@ -69,6 +79,8 @@ struct Shared {
     ended: AtomicBool,
     pulled: AtomicU64,
     filled: AtomicU64,
+    /// Of those that were pulled and read, how many were mounted lazily.
+    lazy: AtomicU64,
     failures: Mutex<Vec<String>>,
     /// Why the last round of each kind wasn't finished, for whoever waits in vain.
     excuse: Mutex<String>,
@@ -96,8 +108,14 @@ impl Progress {
 
 impl Load {
     /// Pulls what is read all along, and starts everything.
-    pub fn start(machine: &Machine, images: Images, folder: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        machine: &Machine,
+        images: Images,
+        indexes: Indexes,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
         let hands = Hands {
+            indexes,
             ctr: (**machine.containerd()?).clone(),
             skimmer: (*machine.skimmerd).clone(),
             folder: folder.to_owned(),
@@ -168,11 +186,27 @@ impl Load {
     pub fn end(mut self) -> anyhow::Result<()> {
         self.pause()?;
         self.check()?;
+        let lazy = self.shared.lazy.load(Ordering::Relaxed);
+        if self.hands.indexes == Indexes::Node {
+            let Progress { pulled, filled, .. } = self.progress();
+            // In between, each may evict the other's indexes.
+            anyhow::ensure!(2 * lazy > pulled + filled, "{lazy} of {pulled} + {filled} were lazy");
+        }
         self.release()?;
         for (reader, known) in self.steady.iter().zip(&self.images.steady) {
             self.hands.ctr.remove_container(reader.id())?;
             self.hands.ctr.remove_image(&known.reference)?;
         }
+        Ok(())
+    }
+
+    /// Runs a container of an image whose layers are here, whoever else is gone.
+    pub fn run_what_is_here(&self) -> anyhow::Result<()> {
+        let known = &self.images.steady[0];
+        let id = own("here");
+        let script =
+            format!("echo '{}' | busybox sha256sum -c -s", known.sums().replace(' ', "  "));
+        self.hands.ctr.run_image(&known.reference, "skimmer", &id, &["sh", "-c", &script])?;
         Ok(())
     }
 
@@ -295,7 +329,13 @@ fn round(
     known: &Known,
     id: &str,
 ) -> anyhow::Result<()> {
+    if hands.indexes == Indexes::Node {
+        hands.import(known)?;
+    }
     hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
+    if hands.mode(known).as_deref() == Some("lazy") {
+        shared.lazy.fetch_add(1, Ordering::Relaxed);
+    }
     let reader = Reader::start(&hands.ctr, known, id, Way::Cached, &hands.folder)?;
     if kind == Kind::Filled {
         wait_for("the image is complete", PROGRESS, || {
@@ -354,6 +394,22 @@ impl Hands {
         let mut call = self.ctr.ctr()?;
         command::output_of(call.args(["image", "remove", "--sync", reference]), COMMAND_LIMIT)?;
         Ok(())
+    }
+
+    /// Gives the node the indexes of an image.
+    fn import(&self, known: &Known) -> anyhow::Result<()> {
+        for index in known.indexes()? {
+            let mut call = self.skimmer.skimmer(&["index", "import"])?;
+            command::output_of(call.arg(index), COMMAND_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// How the layer with an image's files is there.
+    fn mode(&self, known: &Known) -> Option<String> {
+        let status = self.skimmer.ask(&["status", &known.reference]).ok()?;
+        let layers = status[0]["layers"].as_array()?;
+        Some(layers.last()?["mode"].as_str()?.to_owned())
     }
 
     /// Whether every byte of an image is on the node.

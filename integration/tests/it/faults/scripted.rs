@@ -15,6 +15,7 @@ use super::load::COMMAND_LIMIT;
 use super::{NODE, SEED_PEER, World};
 use crate::disk::spoil;
 use crate::full_disk::Ballast;
+use crate::lost_store::{cut, files};
 
 /// How long each of them stays.
 const STAY: Duration = Duration::from_secs(3);
@@ -23,7 +24,9 @@ const STAY: Duration = Duration::from_secs(3);
 const USER: &str = "alice";
 
 /// What the node says of them, besides what it gives as reasons.
-pub const SAID: [&str; 4] = [
+pub const SAID: [&str; 6] = [
+    "the metadata could not be read",
+    "the database of snapshots is damaged",
     "checkpoint not written",
     "No space left on device",
     "cached bytes had changed on disk",
@@ -54,12 +57,8 @@ const fn mood(name: &'static str, mood: Mood) -> Fault {
 }
 
 /// Of the node and what is around it.
-pub const AROUND: [Fault; 7] = [
-    fault(
-        "the network is gone",
-        |world| cable(world, NODE, false),
-        |world| cable(world, NODE, true),
-    ),
+pub const AROUND: [Fault; 9] = [
+    fault("the network is gone", leave_alone, |world| cable(world, NODE, true)),
     fault(
         "the control plane is gone",
         |world| world.fleet.control.kill(),
@@ -75,7 +74,13 @@ pub const AROUND: [Fault; 7] = [
         |world| world.fleet.machines[NODE].skimmerd.kill(),
         |world| world.fleet.machines[NODE].skimmerd.run(),
     ),
+    fault(
+        "the daemon is stopped",
+        |world| world.fleet.machines[NODE].skimmerd.terminate(),
+        |world| world.fleet.machines[NODE].skimmerd.run(),
+    ),
     fault("the metadata is lost", lose_metadata, |world| world.fleet.machines[NODE].skimmerd.run()),
+    fault("the metadata is cut", cut_metadata, |world| world.fleet.machines[NODE].skimmerd.run()),
     // Before the next one, which has such blobs evicted.
     fault("cached blobs rot", spoil_blobs, find_spoilt_blobs),
     fault("the disk is full", fill_disk, |world| {
@@ -85,7 +90,7 @@ pub const AROUND: [Fault; 7] = [
 ];
 
 /// Of the registry, and before it that there is no other node to turn to.
-pub const OF_THE_REGISTRY: [Fault; 11] = [
+pub const OF_THE_REGISTRY: [Fault; 12] = [
     fault("the other node is gone", |world| cable(world, SEED_PEER, false), |_| Ok(())),
     fault(
         "the registry is gone",
@@ -101,6 +106,7 @@ pub const OF_THE_REGISTRY: [Fault; 11] = [
     mood("an internal error", Mood::Refusing(500)),
     mood("unavailable", Mood::Refusing(503)),
     mood("credentials are wanted", Mood::Refusing(401)),
+    mood("tokens end", Mood::Expiring(Duration::from_secs(1))),
     mood("answers are cut off", Mood::Cutting(300_000)),
     mood("answers crawl", Mood::Crawling(100_000)),
     mood("answers are false", Mood::Falsifying),
@@ -125,6 +131,24 @@ pub fn suffer(fault: &Fault, world: &mut World<'_>) -> anyhow::Result<()> {
 
 fn cable(world: &mut World<'_>, machine: usize, plugged: bool) -> anyhow::Result<()> {
     world.fleet.machines[machine].host.set_link(plugged)
+}
+
+/// Without registry, control plane and other nodes, and with a daemon that has just started, what is here starts.
+fn leave_alone(world: &mut World<'_>) -> anyhow::Result<()> {
+    cable(world, NODE, false)?;
+    let daemon = &mut world.fleet.machines[NODE].skimmerd;
+    daemon.kill()?;
+    daemon.run()?;
+    world.load.run_what_is_here()
+}
+
+fn cut_metadata(world: &mut World<'_>) -> anyhow::Result<()> {
+    let daemon = &mut world.fleet.machines[NODE].skimmerd;
+    daemon.kill()?;
+    for file in files(&daemon.root().join("store-v1"))? {
+        cut(&file, 50)?;
+    }
+    Ok(())
 }
 
 fn lose_metadata(world: &mut World<'_>) -> anyhow::Result<()> {
