@@ -149,7 +149,8 @@ impl Auth {
         Self { credentials, slots: Mutex::default() }
     }
 
-    /// The header for a request, as far as the endpoint's demands are known.
+    /// The header for a request, as far as the endpoint's demands are known. What couldn't be given a while ago may be
+    /// in demand no more: then the endpoint is to say.
     pub async fn header(
         &self,
         clients: &Clients,
@@ -158,6 +159,9 @@ impl Auth {
     ) -> Result<Option<HeaderValue>, Error> {
         let slot = self.slot(endpoint, repository);
         let mut state = slot.lock().await;
+        if state.failed.as_ref().is_some_and(|(at, ..)| at.elapsed() >= FAILURE_FRESH) {
+            *state = State::default();
+        }
         let Some(demand) = state.demand.clone() else { return Ok(None) };
         self.give(&mut state, &demand, clients, endpoint, repository, false).await.map(Some)
     }

@@ -66,7 +66,10 @@ impl Scheduler {
             self.note(task, id, What::NotEntitled, Reason::Refused);
             return;
         }
-        if let Some(node) = self.nodes.get_mut(number) {
+        // Leases that were under way together fail for one reason: only the first counts.
+        if let Some(node) =
+            self.nodes.get_mut(number).filter(|node| node.no_lease_before <= self.now)
+        {
             let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(DOUBLINGS));
             node.no_lease_before = self.now + wait;
             node.failed_leases += 1;

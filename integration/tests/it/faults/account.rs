@@ -22,6 +22,8 @@ const HOLDER_GROWTH: u64 = 1 << 20;
 
 /// Whose files are RocksDB's own business.
 const DATABASE: &str = "store-v1";
+/// The last one that couldn't be read, kept for people.
+const DAMAGED: &str = "store-v1.damaged";
 
 /// How long removal in the background may take.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -135,9 +137,10 @@ fn files(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
             let path = entry?.path();
-            let is_of_others = [DATABASE, "snapshots/m"].iter().any(|part| path == root.join(part))
-                || path.ends_with("fs")
-                || path.ends_with("work");
+            let is_of_others =
+                [DATABASE, DAMAGED, "snapshots/m"].iter().any(|part| path == root.join(part))
+                    || path.ends_with("fs")
+                    || path.ends_with("work");
             if is_of_others {
                 continue;
             }

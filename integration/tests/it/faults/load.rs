@@ -204,8 +204,10 @@ impl Load {
     pub fn run_what_is_here(&self) -> anyhow::Result<()> {
         let known = &self.images.steady[0];
         let id = own("here");
-        let script =
-            format!("echo '{}' | busybox sha256sum -c -s", known.sums().replace(' ', "  "));
+        let script = format!(
+            "echo '{}' | busybox sha256sum -c -s",
+            known.sums().trim_end().replace(' ', "  ")
+        );
         self.hands.ctr.run_image(&known.reference, "skimmer", &id, &["sh", "-c", &script])?;
         Ok(())
     }

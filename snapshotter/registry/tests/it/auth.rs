@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -146,6 +146,38 @@ async fn a_token_refused_in_the_middle_is_replaced() {
     let got = fetch(&registry, &server.host(), 0..300_000).await;
     assert!(got.unwrap_or_else(|e| panic!("{}", words(&e))) == blob());
     assert!(issuer.requests().len() >= 2);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_wants_something_else_is_asked_what() {
+    let is_open = Arc::new(AtomicBool::new(false));
+    let (of_issuer, of_server) = (Arc::clone(&is_open), Arc::clone(&is_open));
+    // Nobody hands out tokens any more once nobody wants any.
+    let issuer = Server::new(move |_, _| match of_issuer.load(Ordering::SeqCst) {
+        true => Answer::new(404, "{}"),
+        false => Answer::new(200, r#"{"token": "t0", "expires_in": 0.001}"#),
+    })
+    .await;
+    let realm = format!("http://{}/token", issuer.host());
+    let server = Server::new(move |request, _| {
+        let has_token = request.header("authorization") == Some("Bearer t0");
+        if has_token || of_server.load(Ordering::SeqCst) {
+            Answer::blob(request, &blob())
+        } else {
+            challenge(&realm)
+        }
+    })
+    .await;
+    let registry = Registry::new(config());
+    fetch(&registry, &server.host(), 0..10).await.unwrap();
+    is_open.store(true, Ordering::SeqCst);
+    for _ in 0..100 {
+        if fetch(&registry, &server.host(), 0..10).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("it goes on asking for tokens");
 }
 
 #[tokio::test]

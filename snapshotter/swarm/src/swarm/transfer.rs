@@ -9,7 +9,7 @@ use futures::StreamExt;
 use skimmer_cache::{Blame, BlobRef, Class, Delivery, Via};
 use skimmer_identity::{PeerId, SignedValue, Trust, trust};
 use skimmer_proto::piece_table::piece_value;
-use skimmer_proto::{Geometry, PieceSet, PieceTable, Scope, TaskId};
+use skimmer_proto::{Geometry, PieceSet, PieceTable, Scope, TaskId, error_chain};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -156,7 +156,7 @@ impl Inner {
     ) -> Result<(), Fault> {
         let Some(run) = pieces.runs().next() else { return Ok(()) };
         let failed = |error: skimmer_cache::FetchError| {
-            tracing::info!(blob = %about.blob.digest, error = &error as &dyn std::error::Error, "the origin failed");
+            tracing::info!(blob = %about.blob.digest, error = error_chain(&error), "the origin failed");
             if error.blame == Blame::Refused { Fault::Refused } else { Fault::Gone }
         };
         let Range { start, end } = run.clone();
