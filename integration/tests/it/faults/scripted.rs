@@ -24,13 +24,14 @@ const STAY: Duration = Duration::from_secs(3);
 const USER: &str = "alice";
 
 /// What the node says of them, besides what it gives as reasons.
-pub const SAID: [&str; 6] = [
+pub const SAID: [&str; 7] = [
     "the metadata could not be read",
     "the database of snapshots is damaged",
     "checkpoint not written",
     "No space left on device",
     "cached bytes had changed on disk",
     "the bytes received have the digest",
+    "doesn't match its digest, every time it was fetched",
 ];
 
 /// Something that goes wrong.
