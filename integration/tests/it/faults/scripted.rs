@@ -1,4 +1,7 @@
 //! Faults with names, one after another: each comes, stays for a while under load, and goes.
+//!
+//! Tested without load: names that don't resolve, certificates and credential helpers (`network`), another program
+//! (`systemd`), and data files that rot, of which readers get the wrong bytes until it is found (`disk`).
 
 use std::fs;
 use std::thread;

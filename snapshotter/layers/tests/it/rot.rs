@@ -55,6 +55,22 @@ async fn whole() -> (Node, LayerSpec, Vec<u8>) {
     (node, spec, tar)
 }
 
+/// The same in another life, in which nobody uses it yet, without the blob.
+async fn without_blob() -> (Node, LayerSpec, Vec<u8>) {
+    let (node, spec, tar) = whole().await;
+    node.layers.release(spec.blob.digest).await;
+    let node = node.restart().await;
+    fs::remove_dir_all(blob_dir(&node, spec.blob.digest)).unwrap();
+    (node, spec, tar)
+}
+
+/// Reads every file of what is mounted at `path`.
+async fn all_is_right(path: &Path) {
+    for (name, bytes) in files() {
+        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
+    }
+}
+
 fn data_is(node: &Node, spec: &LayerSpec, tar: &[u8]) -> bool {
     let mut now = vec![0; tar.len()];
     let file = File::open(layer_dir(node, spec.blob.digest).join("data")).unwrap();
@@ -89,9 +105,7 @@ async fn a_wrong_chunk_is_written_again_in_place() {
     assert_eq!(node.source.served(), asked, "the blob is here");
     assert_eq!(found(check(&node, blob).await), (0, 0, 0, 0));
     let path = node.layers.begin(spec).mount().await.unwrap().path;
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,9 +117,7 @@ async fn wrong_data_and_a_wrong_blob_come_again() {
     spoil(&blob_dir(&node, blob).join("data"), 1 << 20, 5000);
     let (pieces, chunks, ..) = found(check(&node, blob).await);
     assert!(pieces >= 1 && chunks >= 1, "{pieces} pieces, {chunks} chunks");
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
     let layer = node.layers.begin(spec.clone());
     layer.complete().await.unwrap();
     assert!(data_is(&node, &spec, &tar));
@@ -114,30 +126,22 @@ async fn wrong_data_and_a_wrong_blob_come_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_blob_a_layer_in_use_is_fetched_to_find_out() {
-    let (node, spec, tar) = whole().await;
+    let (node, spec, tar) = without_blob().await;
     let blob = spec.blob.digest;
-    node.layers.release(blob).await;
-    let node = node.restart().await;
-    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
     let layer = node.layers.begin(spec.clone());
     let path = layer.mount().await.unwrap().path;
     assert!(matches!(layer.state(), State::Local));
     spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 5000);
     let (_, chunks, ..) = found(check(&node, blob).await);
     assert!(chunks >= 1, "{chunks}");
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
     assert!(data_is(&node, &spec, &tar));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_forgotten_of_a_local_layer_is_not_mounted_as_if_it_were_there() {
-    let (node, spec, tar) = whole().await;
+    let (node, spec, tar) = without_blob().await;
     let blob = spec.blob.digest;
-    node.layers.release(blob).await;
-    let node = node.restart().await;
-    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
     let layer = node.layers.begin(spec.clone());
     layer.ready().await.unwrap();
     assert!(matches!(layer.state(), State::Local));
@@ -147,9 +151,7 @@ async fn what_was_forgotten_of_a_local_layer_is_not_mounted_as_if_it_were_there(
     assert!(matches!(layer.state(), State::Lazy));
     node.source.down.store(false, Ordering::Relaxed);
     let path = layer.mount().await.unwrap().path;
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
     layer.complete().await.unwrap();
     assert!(matches!(layer.state(), State::Local));
     assert!(data_is(&node, &spec, &tar));
@@ -157,19 +159,14 @@ async fn what_was_forgotten_of_a_local_layer_is_not_mounted_as_if_it_were_there(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_blob_a_layer_that_nobody_uses_goes() {
-    let (node, spec, _) = whole().await;
+    let (node, spec, _) = without_blob().await;
     let blob = spec.blob.digest;
-    node.layers.release(blob).await;
-    let node = node.restart().await;
-    fs::remove_dir_all(blob_dir(&node, blob)).unwrap();
     spoil(&layer_dir(&node, blob).join("data"), 1 << 20, 1);
     assert!(found(check(&node, blob).await).1 > 0);
     assert!(!layer_dir(&node, blob).join("data").exists());
     let layer = node.layers.begin(spec);
     let path = layer.mount().await.unwrap().path;
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,9 +183,7 @@ async fn what_a_blob_without_pieces_does_not_vouch_for_goes() {
     assert_eq!(node.layers.status(&spec).unwrap().data_bytes_present, 0);
     let layer = node.layers.begin(spec.clone());
     let path = layer.mount().await.unwrap().path;
-    for (name, bytes) in files() {
-        assert!(read(&path.join(name)).await.unwrap() == bytes, "{name}");
-    }
+    all_is_right(&path).await;
     layer.complete().await.unwrap();
     assert!(data_is(&node, &spec, &tar));
 }
