@@ -23,9 +23,8 @@ use super::reader::{Reader, Way, forget};
 /// How long one command may take.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long everything may take to get on once nothing is in its way any more. Two pauses of half a minute may follow
-/// each other: of a layer that couldn't be completed, and the patience with a scheduler that says nothing.
-const PROGRESS: Duration = Duration::from_secs(90);
+/// How long everything may take to get on once nothing is in its way any more.
+const PROGRESS: Duration = Duration::from_secs(60);
 
 /// How often the page cache of a reader's files is dropped.
 const FORGETTING: Duration = Duration::from_millis(40);
