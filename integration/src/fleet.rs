@@ -330,13 +330,6 @@ impl Machine {
         })
     }
 
-    /// The mode of every layer of an image that its containerd has.
-    pub fn modes(&self, reference: &str) -> anyhow::Result<Vec<String>> {
-        let status = self.skimmerd.ask(&["status", reference])?;
-        let layers = status[0]["layers"].as_array().context("no layers are shown")?;
-        Ok(layers.iter().map(|l| l["mode"].as_str().unwrap_or_default().to_owned()).collect())
-    }
-
     fn data(&self, blob: &Digest) -> PathBuf {
         self.skimmerd.root().join("cache/blobs-v1").join(blob.hex()).join("data")
     }

@@ -1,6 +1,6 @@
 //! The `skimmer` command of one skimmerd, whether that runs or not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -39,5 +39,21 @@ impl Skimmer {
             last = Some(value.with_context(|| format!("skimmer {arguments:?} printed {text}"))?);
         }
         Ok(last.unwrap_or(Value::Null))
+    }
+
+    /// Imports every index in `folder`.
+    pub fn import_indexes(&self, folder: &Path) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let mut call = self.skimmer(&["index", "import"])?;
+            command::output_of(call.arg(entry?.path()), PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// How each layer of an image is there, the lowest first.
+    pub fn modes(&self, reference: &str) -> anyhow::Result<Vec<String>> {
+        let status = self.ask(&["status", reference])?;
+        let layers = status[0]["layers"].as_array().context("no layers are shown")?;
+        Ok(layers.iter().map(|l| l["mode"].as_str().unwrap_or_default().to_owned()).collect())
     }
 }

@@ -350,15 +350,6 @@ impl Skimmerd {
         }
         Ok(())
     }
-
-    /// Imports every index in `folder`.
-    pub fn import_indexes(&self, folder: &Path) -> anyhow::Result<()> {
-        for entry in std::fs::read_dir(folder)? {
-            let mut call = self.skimmer(&["index", "import"])?;
-            command::output_of(call.arg(entry?.path()), PATIENCE)?;
-        }
-        Ok(())
-    }
 }
 
 /// Where [`Skimmerd::export_indexes`] puts the index of the layer `blob`.

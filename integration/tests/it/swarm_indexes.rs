@@ -88,7 +88,7 @@ fn a_seed_peers_word_makes_images_lazy_and_then_no_origin_is_needed() {
 
         let machine = &fleet.machines[lazy];
         machine.containerd()?.pull(&Pull::new(&reference, "skimmer"))?;
-        let modes = machine.modes(&reference)?;
+        let modes = machine.skimmerd.modes(&reference)?;
         anyhow::ensure!(modes == ["lazy", "lazy"], "mounted {modes:?}");
         anyhow::ensure!(machine.from_peers()? < MIB, "a lazy pull fetched much already");
         check_egress(&fleet.registry, &image, 0)?;
@@ -127,7 +127,7 @@ fn two_nodes_make_images_lazy_unless_they_are_one_party() {
         for (number, expected) in [(2, "local"), (3, "lazy")] {
             let machine = &fleet.machines[number];
             machine.containerd()?.pull(&Pull::new(&reference, "skimmer"))?;
-            let modes = || machine.modes(&reference);
+            let modes = || machine.skimmerd.modes(&reference);
             if expected == "local" {
                 // One party's word isn't enough: the node reads all of it and sees for itself.
                 wait_for("the layers are local", LIMIT, || {
@@ -242,7 +242,7 @@ fn find_out(fleet: &Fleet<'_>, image: &Image, reference: &str, liar: &str) -> an
     wait_records(fleet, image, 1)?;
     let [victim, witness] = &fleet.machines[..] else { anyhow::bail!("two nodes") };
     victim.containerd()?.pull(&Pull::new(reference, "skimmer"))?;
-    let modes = victim.modes(reference)?;
+    let modes = victim.skimmerd.modes(reference)?;
     anyhow::ensure!(modes == ["lazy"], "mounted {modes:?}: the lie wasn't believed");
     let said = victim.begin(&["fetch", reference])?.wait_failed(LIMIT)?;
     anyhow::ensure!(said.contains("index"), "{said}");

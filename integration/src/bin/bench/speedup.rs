@@ -81,7 +81,7 @@ fn lazy_start(bench: &Bench<'_>) -> anyhow::Result<Outcome> {
             let line =
                 containerd.first_line(&reference, way.snapshotter(), &id, &debian::COMMAND)?;
             anyhow::ensure!(line.text == "1", "a container printed {:?}", line.text);
-            let modes = machine.modes(&reference);
+            let modes = machine.skimmerd.modes(&reference);
             let lazy = way == Way::Overlayfs || modes?.iter().any(|mode| mode == "lazy");
             anyhow::ensure!(lazy, "a node read the image whole");
             Ok(())
@@ -171,7 +171,7 @@ fn all_at_once(
 
 fn wait_local(machine: &Machine, reference: &str) -> anyhow::Result<()> {
     wait_for("every layer is local", PATIENCE, || {
-        machine.modes(reference).ok()?.iter().all(|mode| mode == "local").then_some(())
+        machine.skimmerd.modes(reference).ok()?.iter().all(|mode| mode == "local").then_some(())
     })
 }
 

@@ -1,7 +1,6 @@
 //! Images whose every byte is known.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::PathBuf;
 
 use skimmer_integration::fleet::Fleet;
@@ -23,8 +22,8 @@ pub struct Known {
     pub blob: Digest,
     /// The name below `/data` and the digest of each of its files.
     files: Vec<(String, Digest)>,
-    /// Where the indexes of its layers are.
-    indexes: PathBuf,
+    /// Where the indexes of its layers are, each in a file.
+    pub indexes: PathBuf,
 }
 
 impl Known {
@@ -54,11 +53,6 @@ impl Known {
         let indexes = scenario.path("indexes").join(name);
         fleet.machines[seed_peer].skimmerd.export_indexes(&image, &indexes)?;
         Ok(Self { reference, blob, files, indexes })
-    }
-
-    /// The indexes of its layers, in files.
-    pub fn indexes(&self) -> anyhow::Result<Vec<PathBuf>> {
-        fs::read_dir(&self.indexes)?.map(|entry| Ok(entry?.path())).collect()
     }
 
     /// A line for each file: its SHA-256 in hexadecimal, and its path in a container.

@@ -125,7 +125,7 @@ impl Load {
             images.steady.iter().zip([("cached", Way::Cached), ("direct", Way::Direct)])
         {
             hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
-            let modes = machine.modes(&known.reference)?;
+            let modes = machine.skimmerd.modes(&known.reference)?;
             anyhow::ensure!(modes.last().is_some_and(|mode| mode == "lazy"), "mounted {modes:?}");
             let reader = Reader::start(&hands.ctr, known, &own(id), way, folder)?;
             reader.go()?;
@@ -332,10 +332,11 @@ fn round(
     id: &str,
 ) -> anyhow::Result<()> {
     if hands.indexes == Indexes::Node {
-        hands.import(known)?;
+        hands.skimmer.import_indexes(&known.indexes)?;
     }
     hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
-    if hands.mode(known).as_deref() == Some("lazy") {
+    // Of its layers, the last has the files.
+    if hands.modes(known).last().is_some_and(|mode| mode == "lazy") {
         shared.lazy.fetch_add(1, Ordering::Relaxed);
     }
     let reader = Reader::start(&hands.ctr, known, id, Way::Cached, &hands.folder)?;
@@ -398,26 +399,14 @@ impl Hands {
         Ok(())
     }
 
-    /// Gives the node the indexes of an image.
-    fn import(&self, known: &Known) -> anyhow::Result<()> {
-        for index in known.indexes()? {
-            let mut call = self.skimmer.skimmer(&["index", "import"])?;
-            command::output_of(call.arg(index), COMMAND_LIMIT)?;
-        }
-        Ok(())
-    }
-
-    /// How the layer with an image's files is there.
-    fn mode(&self, known: &Known) -> Option<String> {
-        let status = self.skimmer.ask(&["status", &known.reference]).ok()?;
-        let layers = status[0]["layers"].as_array()?;
-        Some(layers.last()?["mode"].as_str()?.to_owned())
+    /// How the layers of an image are there; none, if nobody says.
+    fn modes(&self, known: &Known) -> Vec<String> {
+        self.skimmer.modes(&known.reference).unwrap_or_default()
     }
 
     /// Whether every byte of an image is on the node.
     fn is_local(&self, known: &Known) -> bool {
-        let Ok(status) = self.skimmer.ask(&["status", &known.reference]) else { return false };
-        let layers = status[0]["layers"].as_array();
-        layers.is_some_and(|all| all.iter().all(|layer| layer["mode"] == "local"))
+        let modes = self.modes(known);
+        !modes.is_empty() && modes.iter().all(|mode| mode == "local")
     }
 }
