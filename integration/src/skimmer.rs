@@ -52,8 +52,13 @@ impl Skimmer {
 
     /// How each layer of an image is there, the lowest first.
     pub fn modes(&self, reference: &str) -> anyhow::Result<Vec<String>> {
-        let status = self.ask(&["status", reference])?;
-        let layers = status[0]["layers"].as_array().context("no layers are shown")?;
+        let layers = self.layers(reference)?;
         Ok(layers.iter().map(|l| l["mode"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+
+    /// What `status` shows of each layer of an image, the lowest first.
+    pub fn layers(&self, reference: &str) -> anyhow::Result<Vec<Value>> {
+        let status = self.ask(&["status", reference])?;
+        status[0]["layers"].as_array().cloned().context("no layers are shown")
     }
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::Value;
 use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::ctr::{Ctr, Pull, unique};
 use skimmer_integration::fleet::Machine;
@@ -342,7 +343,7 @@ fn round(
     let reader = Reader::start(&hands.ctr, known, id, Way::Cached, &hands.folder)?;
     if kind == Kind::Filled {
         wait_for("the image is complete", PROGRESS, || {
-            (shared.stopping.load(Ordering::Relaxed) || hands.is_local(known)).then_some(())
+            (shared.stopping.load(Ordering::Relaxed) || hands.is_complete(known)).then_some(())
         })?;
     }
     reader.go()?;
@@ -404,9 +405,11 @@ impl Hands {
         self.skimmer.modes(&known.reference).unwrap_or_default()
     }
 
-    /// Whether every byte of an image is on the node.
-    fn is_local(&self, known: &Known) -> bool {
-        let modes = self.modes(known);
-        !modes.is_empty() && modes.iter().all(|mode| mode == "local")
+    /// Whether every byte of an image that a container uses is on the node.
+    fn is_complete(&self, known: &Known) -> bool {
+        // What skimmerd couldn't provide and doesn't serve, containerd has unpacked.
+        let is_here = |layer: &Value| layer["mode"] == "local" || layer["server"].is_null();
+        let layers = self.skimmer.layers(&known.reference).unwrap_or_default();
+        !layers.is_empty() && layers.iter().all(is_here)
     }
 }
