@@ -57,14 +57,10 @@ impl SignedValue {
         Self { task, piece, value, signature, certificate }
     }
 
-    /// Who signed it. An error: nobody of the cluster did.
+    /// Who signed it. An error: nobody who counts in the cluster at `now` (Unix seconds) did.
     pub fn check(&self, trust: &Trust, now: i64) -> Result<Membership, trust::Error> {
-        let signer = trust.check(&self.certificate, now)?;
         let message = value_message(&self.task, self.piece, &self.value);
-        if !signer.peer.has_signed(&message, &self.signature) {
-            return Err(Error::Signature.into());
-        }
-        Ok(signer)
+        signer(&message, &self.signature, &self.certificate, trust, now)
     }
 
     /// The value (32), the signature (64), the certificate; task and piece are known where it goes.
@@ -116,11 +112,25 @@ pub fn sign_index(key: &Key, certificate: &[u8], blob: &Digest, table: &Digest) 
 pub fn check_index(record: &IndexRecord, trust: &Trust, now: i64) -> Result<Checked, trust::Error> {
     let digest = |bytes: &[u8]| bytes.try_into().map(Digest::from_bytes).map_err(|_| Error::Record);
     let (blob, table) = (digest(&record.blob)?, digest(&record.table)?);
-    let signer = trust.check(&record.certificate, now)?;
-    if !signer.peer.has_signed(&index_message(&blob, &table), &record.signature) {
+    let message = index_message(&blob, &table);
+    let signer = signer(&message, &record.signature, &record.certificate, trust, now)?;
+    Ok(Checked { blob, table, signer })
+}
+
+/// Who signed `message`. A certificate that has run out, or is blocked, doesn't excuse a wrong signature.
+fn signer(
+    message: &[u8],
+    signature: &[u8],
+    certificate: &[u8],
+    trust: &Trust,
+    now: i64,
+) -> Result<Membership, trust::Error> {
+    let signer = trust.identify(certificate)?;
+    if !signer.peer.has_signed(message, signature) {
         return Err(Error::Signature.into());
     }
-    Ok(Checked { blob, table, signer })
+    trust.admit(&signer, now)?;
+    Ok(signer)
 }
 
 fn index_message(blob: &Digest, table: &Digest) -> Vec<u8> {

@@ -116,6 +116,13 @@ impl Trust {
     /// Checks a membership certificate (DER) from outside at `now` (Unix seconds). One that has
     /// ended within the grace period passes: ask [`Membership::is_current`] where that matters.
     pub fn check(&self, certificate: &[u8], now: i64) -> Result<Membership, Error> {
+        let membership = self.identify(certificate)?;
+        self.admit(&membership, now)?;
+        Ok(membership)
+    }
+
+    /// Whose certificate (DER) from outside it is, or was.
+    pub(crate) fn identify(&self, certificate: &[u8]) -> Result<Membership, Error> {
         if certificate.len() > certificate::MAX_CERTIFICATE {
             return Err(certificate::Error::Form.into());
         }
@@ -124,12 +131,15 @@ impl Trust {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             state.signed.get(&sum).cloned()
         };
-        let membership = match known {
-            Some(membership) => membership,
-            None => self.check_signature(certificate, sum)?,
-        };
-        let peer = membership.peer;
-        let Membership { not_before, not_after, .. } = membership;
+        match known {
+            Some(membership) => Ok(membership),
+            None => self.check_signature(certificate, sum),
+        }
+    }
+
+    /// Whether it counts at `now`, as [`Self::check`] says.
+    pub(crate) fn admit(&self, membership: &Membership, now: i64) -> Result<(), Error> {
+        let Membership { peer, not_before, not_after, .. } = *membership;
         if now < not_before.saturating_sub(SKEW_S) {
             return Err(Error::NotYet { peer, not_before, now });
         }
@@ -139,7 +149,7 @@ impl Trust {
         if self.is_blocked(&peer) {
             return Err(Error::Blocked { peer });
         }
-        Ok(membership)
+        Ok(())
     }
 
     fn check_signature(&self, certificate: &[u8], sum: [u8; 32]) -> Result<Membership, Error> {

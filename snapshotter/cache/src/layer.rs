@@ -31,7 +31,7 @@ use crate::space::Space;
 const INDEX: &str = "index";
 const TABLE: &str = "table";
 const INODES: &str = "inodes";
-const DATA: &str = "data";
+pub(crate) const DATA: &str = "data";
 const NEW_DATA: &str = "data.new";
 const CHUNKS: &str = "chunks";
 

@@ -154,20 +154,22 @@ impl Inner {
     /// Gives up the data of layers that no image needs, as far as it isn't in use.
     fn evict_abandoned(&self) {
         let now = SystemTime::now();
-        let idle = {
-            let mut open = self.open();
-            let all = std::mem::take(&mut open.abandoned);
-            let (used, idle) = all.into_iter().partition(|blob| open.is_layer_used(*blob));
-            open.abandoned = used;
-            idle
+        let idle: Vec<Digest> = {
+            let open = self.open();
+            let idle = open.abandoned.iter().filter(|blob| !open.is_layer_used(**blob));
+            idle.copied().collect()
         };
-        let data = idle.into_iter().filter_map(|digest| {
-            // What isn't there, or can't be looked at, is left to whoever looks through everything.
-            let bytes = layer::data_allocated(&self.layer_dir(digest)).ok()?;
-            Some(Candidate { what: What::Data, digest, bytes, last_use: now, in_use: false })
+        let data = idle.iter().filter_map(|digest| {
+            let bytes = layer::data_allocated(&self.layer_dir(*digest)).ok()?;
+            let (what, digest) = (What::Data, *digest);
+            Some(Candidate { what, digest, bytes, last_use: now, in_use: false })
         });
         let gone = self.evict(data.collect());
         self.shared.space.discharge(gone.iter().map(|gone| gone.bytes).sum());
+        // What somebody looked at just then goes next time.
+        let is_there = |digest| self.layer_dir(digest).join(layer::DATA).exists();
+        let done: Vec<Digest> = idle.into_iter().filter(|digest| !is_there(*digest)).collect();
+        self.open().abandoned.retain(|digest| !done.contains(digest));
     }
 
     /// Everything on disk, with its size and use. What holds no byte, as after the death of a process that had just begun

@@ -33,6 +33,7 @@ use crate::mount::{Mount, error_chain};
 use crate::pulls::Turn;
 use crate::state::{Action, Event, Machine, State};
 pub use error::{Cause, LayerError};
+use mounting::Again;
 pub(crate) use open::Open;
 pub use verify::Error as VerifyError;
 
@@ -69,7 +70,7 @@ pub struct Layer {
     /// Sent to whenever the state may have changed.
     changed: watch::Sender<()>,
     /// Held by whoever mounts.
-    mounting: tokio::sync::Mutex<()>,
+    mounting: Arc<tokio::sync::Mutex<()>>,
     /// Held by whoever completes.
     completing: tokio::sync::Mutex<()>,
 }
@@ -85,6 +86,7 @@ struct Core {
     place: Option<u64>,
     /// For a pull-through, while it isn't known whether there has to be one.
     turn: Option<Turn>,
+    again: Again,
 }
 
 impl Layer {
@@ -94,7 +96,7 @@ impl Layer {
             spec: Mutex::new(spec),
             core: Mutex::default(),
             changed: watch::Sender::new(()),
-            mounting: tokio::sync::Mutex::default(),
+            mounting: Arc::default(),
             completing: tokio::sync::Mutex::default(),
         })
     }

@@ -173,11 +173,12 @@ impl Layers {
     /// Nobody needs `blob` as a layer any more: unmounts it and lets the cache evict it. Files that
     /// are still open on the mount stay readable.
     pub async fn release(&self, blob: Digest) {
-        let layers = self.get(blob);
+        let (layers, shared) = (self.get(blob), Arc::clone(self.shared()));
         let released = tokio::task::spawn_blocking(move || {
-            for layer in layers {
-                layer.release();
-            }
+            layers.iter().for_each(Layer::release);
+            // Of an earlier process, if the layer could never be opened since.
+            let left = shared.mounts.take_left(blob);
+            left.into_iter().for_each(|left| shared.mounts.discard(left));
         });
         if released.await.is_err() {
             tracing::error!(%blob, "releasing a layer was interrupted");

@@ -290,9 +290,9 @@ impl Mounts {
 
     fn point(&self, id: u64) -> Result<PathBuf, Error> {
         let path = self.path(id);
-        // Whatever an earlier mount of this number was.
-        lazy::remove_record(&left::record_of(&path));
         fs::create_dir(&path).map_err(|source| Error::Point { path: path.clone(), source })?;
+        // Of an earlier mount of this number, which is gone.
+        lazy::remove_record(&left::record_of(&path));
         Ok(path)
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use skimmer_identity::token::{self, JoinToken};
-use skimmer_identity::{Credentials, Key, PeerId, Trust, key, tls, trust};
+use skimmer_identity::{Credentials, Key, Membership, PeerId, Trust, key, tls, trust};
 use skimmer_proto::control::manager_client::ManagerClient;
 use skimmer_proto::control::{self as wire, EnrolRequest, RenewRequest};
 use skimmer_service::channel;
@@ -121,6 +121,7 @@ pub async fn stay(settings: Settings, key: Key, to: watch::Sender<Option<Member>
             return;
         }
         let known = to.borrow().clone();
+        let is_renewed = known.is_some();
         let done = match known {
             None => enter(&settings, &key, latest.as_ref()).await,
             Some(member) => renew(&settings, member).await,
@@ -132,7 +133,7 @@ pub async fn stay(settings: Settings, key: Key, to: watch::Sender<Option<Member>
                 tracing::debug!(cluster = member.cluster, until = membership.not_after, "member");
                 latest = Some(member.clone());
                 to.send_replace(Some(member));
-                until_half_life(membership.not_before, membership.not_after)
+                until_half_life(&membership, is_renewed, unix_now())
             }
             Err(error) => {
                 let member = to.borrow().clone();
@@ -196,8 +197,11 @@ fn remembered(settings: &Settings, key: &Key, before: Option<&Member>) -> Option
     let read = |name: &str| fs::read(settings.directory.join(name)).ok();
     let membership = wire::Membership::decode(read("membership")?.as_slice()).ok()?;
     let authority = read("authority")?.try_into().ok()?;
-    let member = member(settings, key, &membership, authority, before).ok()?;
-    member.is_valid(settings.grace).then_some(member)
+    // What is over must not take the place of what was heard since, as of the block list.
+    if !member(settings, key, &membership, authority, None).ok()?.is_valid(settings.grace) {
+        return None;
+    }
+    member(settings, key, &membership, authority, before).ok()
 }
 
 fn member(
@@ -270,10 +274,14 @@ fn forget(directory: &Path) {
     }
 }
 
-fn until_half_life(not_before: i64, not_after: i64) -> Duration {
-    let half = not_before + (not_after - not_before) / 2;
-    let seconds = u64::try_from(half - unix_now()).unwrap_or(0).max(1);
-    Duration::from_secs(seconds)
+/// How long after `now` a membership has run for half its time. A clock that is wrong makes it neither too late by all
+/// others nor, of one that was renewed just now, a storm of renewals.
+fn until_half_life(membership: &Membership, is_renewed: bool, now: i64) -> Duration {
+    let Membership { not_before, not_after, .. } = *membership;
+    let life = not_after.saturating_sub(not_before).max(0);
+    let least = if is_renewed { life / 20 } else { 0 };
+    let pause = (not_before + life / 2).saturating_sub(now).clamp(least, life / 2);
+    Duration::from_secs(u64::try_from(pause).unwrap_or(0).max(1))
 }
 
 /// Seconds since the Unix epoch.
@@ -284,7 +292,7 @@ pub fn unix_now() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use skimmer_identity::{Authority, Membership, Role};
+    use skimmer_identity::{Authority, Role};
 
     use super::*;
 
@@ -335,5 +343,27 @@ mod tests {
         let elsewhere = enrol(&old, "d", &[], Some(&again));
         assert!(!elsewhere.shares(&again));
         assert_eq!(again.credentials.membership().cluster, "c");
+    }
+
+    #[test]
+    fn a_membership_is_renewed_in_its_middle_also_by_a_wrong_clock() {
+        let peer = Key::generate().unwrap().peer();
+        let (cluster, zone, role) = ("c".to_owned(), String::new(), Role::Peer);
+        let (not_before, not_after) = (10_000, 13_600);
+        let membership = Membership { peer, cluster, zone, role, not_before, not_after };
+        for (is_renewed, now, pause_s) in [
+            (true, 10_000, 1800),
+            (false, 11_000, 800),
+            // After a restart.
+            (false, 13_000, 1),
+            // A clock that is ahead, and one that is behind.
+            (true, 13_000, 180),
+            (true, 99_000, 180),
+            (true, 1_000, 1800),
+            (false, 1_000, 1800),
+        ] {
+            let pause = until_half_life(&membership, is_renewed, now);
+            assert_eq!(pause.as_secs(), pause_s, "{is_renewed} at {now}");
+        }
     }
 }

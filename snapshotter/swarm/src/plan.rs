@@ -386,7 +386,7 @@ impl Planner {
                 let link = self.links.entry(peer).or_default();
                 link.unanswered = link.unanswered.saturating_sub(left.len());
                 if matches!(fault, Fault::Gone | Fault::Slow) {
-                    if id >= link.counts_from {
+                    if id >= link.counts_from || link.not_before <= now {
                         let next = RequestId(self.next_request);
                         link.punish(now, next, self.limits.penalty, self.limits.rest);
                     }

@@ -229,6 +229,7 @@ impl Speech<'_> {
             signer: checked.signer.peer,
             seed: checked.signer.role == Role::Seed,
             party,
+            not_after: checked.signer.not_after,
             record,
         })
     }

@@ -33,6 +33,8 @@ pub struct Statement {
     pub seed: bool,
     /// Of the signer.
     pub party: Party,
+    /// When the signer's certificate ends (Unix seconds), and with it what its word is worth.
+    pub not_after: i64,
     pub record: IndexRecord,
 }
 
@@ -67,6 +69,17 @@ struct Side {
     holders: BTreeSet<NodeId>,
 }
 
+impl Statement {
+    /// A seed's counts more, then what is believed for longer.
+    fn worth(&self) -> (bool, i64) {
+        (self.seed, self.not_after)
+    }
+
+    fn is_better_than(&self, other: &Self) -> bool {
+        self.worth() > other.worth()
+    }
+}
+
 impl Side {
     fn parties(&self) -> usize {
         self.statements.iter().map(|s| s.party).collect::<BTreeSet<_>>().len()
@@ -90,15 +103,18 @@ impl Records {
         side.holders.insert(from);
         let said =
             |known: &Statement| known.signer == statement.signer || known.party == statement.party;
-        // A later certificate of the same signer runs longer.
         if let Some(known) = side.statements.iter_mut().find(|known| said(known)) {
-            let upgrades = statement.seed && !known.seed;
-            if known.signer == statement.signer || upgrades {
+            if known.signer == statement.signer || statement.is_better_than(known) {
                 *known = statement;
             }
             return Outcome::Known;
         }
         if side.statements.len() >= MAX_STATEMENTS {
+            // Those who said the others may have gone long ago.
+            let worst = side.statements.iter_mut().min_by_key(|known| known.worth());
+            if let Some(worst) = worst.filter(|worst| statement.is_better_than(worst)) {
+                *worst = statement;
+            }
             return Outcome::Known;
         }
         side.statements.push(statement);
@@ -210,7 +226,8 @@ mod tests {
     /// Signer and party `n` says table `t`; a seed from 100 on.
     fn says(n: u8, t: u8) -> Statement {
         let record = IndexRecord { blob: vec![n], ..IndexRecord::default() };
-        Statement { table: table(t), signer: peer(n), seed: n >= 100, party: [n; 32], record }
+        let (signer, party) = (peer(n), [n; 32]);
+        Statement { table: table(t), signer, seed: n >= 100, party, not_after: 0, record }
     }
 
     fn run(steps: &[(u8, u8)]) -> (Records, Outcome) {
@@ -294,5 +311,26 @@ mod tests {
         assert_eq!(records.tasks[&TASK].tables.len(), MAX_TABLES);
         let (records, _) = run(&(0..90).map(|n| (n, 7)).collect::<Vec<_>>());
         assert_eq!(records.agreed(&TASK).0.len(), MAX_STATEMENTS);
+    }
+
+    #[test]
+    fn who_is_believed_for_longer_takes_the_place_of_who_has_gone() {
+        let (mut records, _) = run(&(0..40).map(|n| (n, 7)).collect::<Vec<_>>());
+        let mut say = |statement: Statement| {
+            let record = statement.record.clone();
+            assert_eq!(records.publish(TASK, NodeId(1), statement), Outcome::Known);
+            let (found, _) = records.agreed(&TASK);
+            assert_eq!(found.len(), MAX_STATEMENTS);
+            found.contains(&record)
+        };
+        assert!(!say(Statement { not_after: -1, ..says(50, 7) }));
+        assert!(say(Statement { not_after: 9, ..says(51, 7) }));
+        let [sooner, later] = [5, 20].map(|not_after| {
+            // Of one party.
+            Statement { not_after, party: [51; 32], ..says(52, 7) }
+        });
+        assert!(!say(sooner));
+        assert!(say(later));
+        assert!(say(Statement { not_after: -9, ..says(100, 7) }), "a seed's");
     }
 }

@@ -15,6 +15,7 @@ mod tests;
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
@@ -174,8 +175,9 @@ impl LayerData {
         self.say_absent()?;
         let ranges = there.iter().flat_map(|(_, ranges)| ranges);
         // One that fails is no reason to leave the others as they are.
-        let punched = ranges.map(|range| self.punch(range.clone())).fold(Ok(()), Result::and);
-        punched.map_err(|source| Error::Punch { blob: self.blob(), source })?;
+        let empty = |range: &Range<u64>| self.punch(range.clone()).or_else(|_| self.zero(range));
+        let emptied = ranges.map(empty).fold(Ok(()), Result::and);
+        emptied.map_err(|source| Error::Punch { blob: self.blob(), source })?;
         Ok(true)
     }
 
@@ -193,6 +195,18 @@ impl LayerData {
 
     fn is_cold(&self, chunk: usize) -> bool {
         self.has(chunk) && !self.usage.touched.get(chunk)
+    }
+
+    /// Where there can't be a hole.
+    fn zero(&self, range: &Range<u64>) -> io::Result<()> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(range.end - at).map_or(ZEROS.len(), |n| n.min(ZEROS.len()));
+            self.file().write_all_at(&ZEROS[..len], at)?;
+            at += len as u64;
+        }
+        Ok(())
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {

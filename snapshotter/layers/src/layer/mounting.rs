@@ -13,14 +13,22 @@ use crate::fuse::LayerFs;
 use crate::mount::{Left, LeftKind, Mount, error_chain};
 use crate::state::State;
 
-/// Between attempts to open a layer that readers wait for.
+/// Before a layer that readers wait for is opened once more; twice as long each time.
 const AGAIN: Duration = Duration::from_secs(5);
+const LONGEST_AGAIN: Duration = Duration::from_secs(30);
+
+/// When a layer that readers wait for is opened once more.
+#[derive(Default)]
+pub(super) struct Again {
+    pause: Duration,
+    is_due: bool,
+}
 
 impl Layer {
     /// Waits until the layer is ready and mounts it, unless it is mounted in the best way.
     pub async fn mount(self: &Arc<Self>) -> Result<Mounted, Failure> {
         self.ready().await?;
-        let _turn = self.mounting.lock().await;
+        let turn = Arc::clone(&self.mounting).lock_owned().await;
         let (open, best) = {
             let core = self.core();
             (core.open.clone(), self.best(&core))
@@ -30,7 +38,12 @@ impl Layer {
         }
         let open = open.ok_or_else(|| self.failure(Cause::Released))?;
         let this = Arc::clone(self);
-        let new = tokio::task::spawn_blocking(move || this.mount_now(&open))
+        let mount = move || {
+            // Whoever waits for it may have gone: the turn lasts as long as the work does.
+            let _turn = turn;
+            this.mount_now(&open)
+        };
+        let new = tokio::task::spawn_blocking(mount)
             .await
             .unwrap_or_else(|_| Err(Cause::Interrupted))
             .map_err(|cause| self.failure(cause))?;
@@ -54,14 +67,24 @@ impl Layer {
 
     /// Has a layer that could not be opened opened once more, if readers of an earlier process's mounts wait for it.
     pub(super) fn take_over_again(self: &Arc<Self>) {
-        if self.shared.mounts.has_left(self.digest()) {
-            self.spawn(|this| async move {
-                tokio::time::sleep(AGAIN).await;
-                if !this.is_absent() {
-                    this.want();
-                }
-            });
+        if !self.shared.mounts.has_left(self.digest()) {
+            return;
         }
+        let pause = {
+            let Again { pause, is_due } = &mut self.core().again;
+            if std::mem::replace(is_due, true) {
+                return;
+            }
+            let next = (*pause * 2).clamp(AGAIN, LONGEST_AGAIN);
+            std::mem::replace(pause, next).max(AGAIN)
+        };
+        self.spawn(move |this| async move {
+            tokio::time::sleep(pause).await;
+            this.core().again.is_due = false;
+            if matches!(this.state(), State::Failed { .. }) {
+                this.want();
+            }
+        });
     }
 
     /// Where the layer is mounted, or will be: the path exists from then on.

@@ -8,10 +8,13 @@
 //! Not checked: layers mounted by a table of contents, until they have an index of their own; data of
 //! layers that nobody uses and whose blob has gone, unless complete.
 
+use std::cell::Cell;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects, Spans as _};
@@ -27,6 +30,13 @@ const STEP_BYTES: usize = 1 << 20;
 
 /// Chunks that are looked at together where the whole is wrong: those that have to go cost one checkpoint.
 const RUN: usize = 64;
+
+/// How long a chunk of the blob may take to come before the data that it would be compared with is given up.
+const SOURCE_WAIT: Duration = Duration::from_secs(10);
+
+/// How often, and after which pause, data that somebody has open for a moment is looked at again.
+const OPENINGS: u32 = 5;
+const OPENING: Duration = Duration::from_secs(1);
 
 /// What a check of one digest found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,8 +76,10 @@ struct Subject<'a> {
     fill: Arc<Fill>,
     table: PieceTable,
     files: Arc<LayerFiles>,
-    /// There is one if the layer is in use.
-    layer: Option<Arc<Layer>>,
+    /// The layer was in use when the check began.
+    in_use: bool,
+    /// The blob's bytes don't come any more: nothing else is waited for.
+    is_cut_off: Cell<bool>,
 }
 
 impl Layers {
@@ -81,7 +93,7 @@ impl Layers {
             checked.bytes += rot.bytes;
             checked.pieces = rot.wrong.len() as u64;
         }
-        self.check_layer(blob, &mut checked, pause)?;
+        self.check_layer(blob, &mut checked, pause, OPENINGS)?;
         self.tell(blob, &checked);
         Ok(checked)
     }
@@ -104,6 +116,7 @@ impl Layers {
         blob: Digest,
         checked: &mut Checked,
         pause: &mut Pause<'_>,
+        openings: u32,
     ) -> Result<(), Error> {
         let shared = self.shared();
         if shared.mounts.has_left(blob) {
@@ -114,12 +127,11 @@ impl Layers {
         let failed = |source| Error::Files { blob, source: Box::new(source) };
         let _pin = cache.pin_layer_untouched(blob);
         let files = cache.peek_layer(blob);
-        let opened = |layer: Arc<Layer>| layer.opened().map(|open| (layer, open));
-        let open = self.get(blob).into_iter().find_map(opened);
+        let open = self.get(blob).into_iter().find_map(|layer| layer.opened());
         let Some((table, index)) = objects(&files, open.is_some(), checked).map_err(failed)? else {
             return Ok(());
         };
-        let (layer, open) = open.unzip();
+        let in_use = open.is_some();
         let fill = match open {
             Some(open) => {
                 let known = open.fill.blob().table();
@@ -145,14 +157,18 @@ impl Layers {
                         checked.chunks += wrong;
                         return Ok(());
                     }
-                    // Somebody has begun to use it meanwhile.
-                    let is_open = self.get(blob).iter().any(|layer| layer.opened().is_some());
-                    return if is_open { self.check_layer(blob, checked, pause) } else { Ok(()) };
+                    // Somebody has begun to use it meanwhile, or looks at it.
+                    if openings == 0 {
+                        return Ok(());
+                    }
+                    thread::sleep(OPENING);
+                    return self.check_layer(blob, checked, pause, openings - 1);
                 };
                 self.idle_fill(held.blob, data, index)
             }
         };
-        Subject { layers: self, blob, fill, table, files, layer }.check(checked, pause)
+        let is_cut_off = Cell::default();
+        Subject { layers: self, blob, fill, table, files, in_use, is_cut_off }.check(checked, pause)
     }
 
     /// What decodes chunks of a layer that isn't open.
@@ -180,24 +196,27 @@ impl Subject<'_> {
     fn check(&self, checked: &mut Checked, pause: &mut Pause<'_>) -> Result<(), Error> {
         let mut mended = Vec::new();
         let done = self.check_chunks(&mut mended, checked, pause);
-        if let Some(layer) = &self.layer
-            && !mended.is_empty()
-        {
-            layer.read_again(&mended);
+        if !mended.is_empty() {
+            self.users().iter().for_each(|layer| layer.read_again(&mended));
         }
-        if !self.fill.data().complete() {
-            self.lose();
-        }
+        self.lose();
         done
     }
 
-    /// Something of the data is missing: of a layer that was opened since the check began, too.
-    fn lose(&self) {
-        for layer in self.layers.get(self.blob) {
+    /// The layers that are read from this data: one that was opened since the check began, too.
+    fn users(&self) -> Vec<Arc<Layer>> {
+        let mut layers = self.layers.get(self.blob);
+        layers.retain(|layer| {
             let open = layer.opened();
-            if open.is_some_and(|open| Arc::ptr_eq(open.fill.data(), self.fill.data())) {
-                layer.lose();
-            }
+            open.is_some_and(|open| Arc::ptr_eq(open.fill.data(), self.fill.data()))
+        });
+        layers
+    }
+
+    /// If something of the data is missing, nobody takes it for local.
+    fn lose(&self) {
+        if !self.fill.data().complete() {
+            self.users().iter().for_each(Layer::lose);
         }
     }
 
@@ -217,25 +236,39 @@ impl Subject<'_> {
         let failed = |source| Error::Chunk { blob: self.blob, source: Box::new(source) };
         let present: Vec<usize> = (0..data.chunks()).filter(|chunk| data.has(*chunk)).collect();
         let mut unlocated = false;
+        // What fails for one chunk is no reason to leave others as they are; but if one can't be had, none can.
+        let (mut had, mut compared) = (Ok(()), Ok(()));
         'all: for run in present.chunks(if wrong { RUN } else { 1 }) {
             let (known, unknown) = self.sort(run, wrong).map_err(failed)?;
             if wrong && !unknown.is_empty() {
                 unlocated = true;
-                self.distrust(&unknown, mended, checked).map_err(failed)?;
+                had = had.and_then(|()| self.distrust(&unknown, mended, checked).map_err(failed));
             }
             for chunk in known {
                 let span = &index.chunks[chunk].data;
                 checked.bytes += span.end - span.start;
-                if !self.fill.is_right(chunk).map_err(failed)? {
-                    mended.extend(self.mend(chunk, checked).map_err(failed)?);
-                }
+                let right = self.check_chunk(chunk, mended, checked).map_err(failed);
+                compared = compared.and(right);
                 if pause(span.end - span.start).is_break() {
                     break 'all;
                 }
             }
         }
-        if unlocated && self.layer.is_none() {
+        if unlocated && !self.in_use {
             self.layers.shared().forget_proved(self.files.blob());
+        }
+        had.and(compared)
+    }
+
+    /// Of a chunk of which the blob's bytes are here.
+    fn check_chunk(
+        &self,
+        chunk: usize,
+        mended: &mut Vec<Range<u64>>,
+        checked: &mut Checked,
+    ) -> Result<(), fill::Error> {
+        if !self.fill.is_right(chunk)? {
+            mended.extend(self.mend(chunk, checked)?);
         }
         Ok(())
     }
@@ -254,10 +287,16 @@ impl Subject<'_> {
     }
 
     /// Whether the blob's bytes of `chunk`, which aren't here, come if they are asked for: only for a
-    /// layer in use.
+    /// layer in use, and as long as any do. Wrong data isn't left in use for want of them.
     fn comes(&self, chunk: usize) -> bool {
-        let runtime = &self.layers.shared().runtime;
-        self.layer.is_some() && runtime.block_on(self.fill.fetch(chunk, Class::Background)).is_ok()
+        if !self.in_use || self.is_cut_off.get() {
+            return false;
+        }
+        let fetch = self.fill.fetch(chunk, Class::Background);
+        let fetched = async { tokio::time::timeout(SOURCE_WAIT, fetch).await };
+        let come = matches!(self.layers.shared().runtime.block_on(fetched), Ok(Ok(_)));
+        self.is_cut_off.set(!come);
+        come
     }
 
     /// Somewhere the data is wrong, and nothing says that it isn't in these chunks. They go together:
@@ -270,6 +309,7 @@ impl Subject<'_> {
     ) -> Result<(), fill::Error> {
         if self.fill.distrust(chunks)? {
             checked.chunks += chunks.len() as u64;
+            self.lose();
             chunks.iter().for_each(|chunk| self.fetch_again(*chunk));
             return Ok(());
         }
@@ -296,13 +336,18 @@ impl Subject<'_> {
 
     /// If the layer is in use, `chunk`, which has been forgotten, is fetched, and then read again.
     fn fetch_again(&self, chunk: usize) {
-        let Some(layer) = self.layer.clone() else { return };
+        let layers = self.users();
+        if layers.is_empty() {
+            return;
+        }
         let (fill, parts) = (Arc::clone(&self.fill), self.fill.spans(chunk));
         self.layers.shared().runtime.spawn(async move {
             match fill.run(chunk..chunk + 1, Class::Background).await {
                 Ok(()) => {
                     // It says itself what fails.
-                    let _ = tokio::task::spawn_blocking(move || layer.read_again(&parts)).await;
+                    let read_again =
+                        move || layers.iter().for_each(|layer| layer.read_again(&parts));
+                    let _ = tokio::task::spawn_blocking(read_again).await;
                 }
                 Err(error) => {
                     let error = error_chain(&*error);

@@ -165,26 +165,66 @@ async fn what_is_in_flight_is_answered_by_the_next_process() {
     assert!(!is_lazy(&path));
 }
 
+/// A reader waits for a layer, which its node's next process can open neither by an index nor from the source.
+struct Shut {
+    node: Node,
+    _keeper: Arc<Keeper>,
+    spec: LayerSpec,
+    path: PathBuf,
+    content: Vec<u8>,
+    waiting: tokio::task::JoinHandle<std::io::Result<Vec<u8>>>,
+}
+
+impl Shut {
+    async fn new(seed: u64) -> Self {
+        let content = noise(8 * MIB, seed);
+        let (node, keeper, spec, path) = lazy(&[("file", content.clone())]).await;
+        node.layers.leave();
+        let waiting = reader(&path.join("file"));
+        let shut = Self { node, _keeper: keeper, spec, path, content, waiting };
+        let [index, elsewhere] = shut.indexes();
+        fs::rename(index, elsewhere).unwrap();
+        shut.node.source.down.store(true, Ordering::Relaxed);
+        let shut = Self { node: shut.node.succeed().await, ..shut };
+        shut.node.layers.resume([shut.spec.clone()]);
+        let layer = shut.node.layers.get(shut.spec.blob.digest).pop().unwrap();
+        layer.ready().await.expect_err("neither an index nor a source");
+        shut
+    }
+
+    /// Where the index belongs, and where it is.
+    fn indexes(&self) -> [PathBuf; 2] {
+        let layers = self.node.directory.path().join("cache/layers-v1");
+        ["index", "elsewhere"].map(|name| layers.join(self.spec.blob.digest.hex()).join(name))
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_readers_wait_for_is_opened_again_until_it_can_be() {
     if !kernel_asks() {
         return;
     }
-    let content = noise(8 * MIB, 62);
-    let (node, _keeper, spec, path) = lazy(&[("file", content.clone())]).await;
-    node.layers.leave();
-    let waiting = reader(&path.join("file"));
-    let files = node.directory.path().join("cache/layers-v1").join(spec.blob.digest.hex());
-    fs::rename(files.join("index"), files.join("elsewhere")).unwrap();
-    node.source.down.store(true, Ordering::Relaxed);
-    let node = node.succeed().await;
-    node.layers.resume([spec.clone()]);
-    let layer = node.layers.get(spec.blob.digest).pop().unwrap();
-    layer.ready().await.expect_err("neither an index nor a source");
-    fs::rename(files.join("elsewhere"), files.join("index")).unwrap();
-    assert!(!waiting.is_finished(), "nobody could have answered");
+    let shut = Shut::new(62).await;
+    let [index, elsewhere] = shut.indexes();
+    fs::rename(elsewhere, index).unwrap();
+    assert!(!shut.waiting.is_finished(), "nobody could have answered");
+    shut.node.source.down.store(false, Ordering::Relaxed);
+    assert!(shut.waiting.await.unwrap().unwrap() == shut.content);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_left_of_a_layer_that_could_not_be_opened_goes_with_it() {
+    if !kernel_asks() {
+        return;
+    }
+    let Shut { node, _keeper, spec, path, content, waiting } = Shut::new(63).await;
+    node.layers.release(spec.blob.digest).await;
+    waiting.await.unwrap().expect_err("nobody serves it any more");
+    assert!(!is_mounted(&path));
+    // It comes back.
     node.source.down.store(false, Ordering::Relaxed);
-    assert!(waiting.await.unwrap().unwrap() == content);
+    let path = node.layers.begin(spec).mount().await.unwrap().path;
+    assert!(reader(&path.join("file")).await.unwrap().unwrap() == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -231,6 +231,38 @@ async fn what_the_kernel_serves_is_not_read_from_memory_once_it_was_wrong() {
     tokio::task::spawn_blocking(read_open).await.unwrap();
 }
 
+/// Somebody begins to use the layer while it is looked through, and reads what is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_mounted_during_a_check_is_read_again_too() {
+    let (node, spec, _) = whole().await;
+    let blob = spec.blob.digest;
+    node.layers.release(blob).await;
+    let node = node.restart().await;
+    spoil(&layer_dir(&node, blob).join("data"), 3 << 20, 5000);
+    let right = files()[0].1.clone();
+    let (layers, runtime) = (node.layers.clone(), tokio::runtime::Handle::current());
+    let job = move || {
+        let (mut seen, mut path) = (0, None);
+        let checked = layers.check(blob, &mut |bytes| {
+            seen += bytes;
+            // All of the blob, and some of the data.
+            if seen > spec.blob.len + (1 << 20) && path.is_none() {
+                let mounted = runtime.block_on(layers.begin(spec.clone()).mount()).unwrap().path;
+                assert!(runtime.block_on(read(&mounted.join("a"))).unwrap() != right);
+                path = Some(mounted);
+            }
+            ControlFlow::Continue(())
+        });
+        (checked.unwrap(), path.unwrap())
+    };
+    let (checked, path) = tokio::task::spawn_blocking(job).await.unwrap();
+    let (_, chunks, rewritten, _) = found(checked);
+    assert!(chunks > 0 && rewritten == chunks, "{chunks} wrong, {rewritten} rewritten");
+    if mounted_as(&path).as_deref() == Some("erofs") {
+        all_is_right(&path).await;
+    }
+}
+
 /// The thread that does it all by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_due_is_checked_in_the_background() {

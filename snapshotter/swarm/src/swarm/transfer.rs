@@ -96,7 +96,11 @@ impl Inner {
                 Arrival::Absent(_) => continue,
             };
             self.metrics.received.inc_by(bytes.len() as u64);
-            let vouched = check(&joined, &about, task, piece, &bytes, signed).await?;
+            let vouched = match check(&joined, &about, task, piece, &bytes, signed).await {
+                // The word for this one is worth nothing here: as good as not there.
+                Err(Fault::Absent) => continue,
+                checked => checked?,
+            };
             if let Some(signed) = vouched
                 && let Some(task) = self.state().tasks.get_mut(&task)
             {
@@ -338,6 +342,7 @@ mod tests {
             (&good, [8; 32], 50, Some(Fault::Corrupt)),
             (&good, [8; 32], 111, Some(Fault::Corrupt)),
             (&forged, [9; 32], 50, Some(Fault::Corrupt)),
+            (&forged, [9; 32], 111, Some(Fault::Corrupt)),
             (&foreign, [9; 32], 50, Some(Fault::Corrupt)),
         ] {
             let judged = judge(signed.clone(), &value, &trust, now);

@@ -149,6 +149,7 @@ async fn a_liar_is_reported_to_be_revoked() {
             signer: guest.peer,
             seed: false,
             party: *guest.peer.public_key(),
+            not_after: 0,
             record: IndexRecord::default(),
         };
         fixture.owner.obey(Command::Published { node: guest.node, task: task.clone(), statement });

@@ -180,6 +180,22 @@ fn requests_to_a_peer_that_fail_together_are_one_failure() {
 }
 
 #[test]
+fn what_fails_after_the_penalty_counts_however_long_it_was_under_way() {
+    let mut b = Bench::led();
+    b.apply(Event::PeerUp { peer: peer(3) });
+    let [first, second] = [1, 2].map(|n| {
+        b.want(n, 0..4, Class::PullThrough);
+        ids(&b.apply(Event::Assigned { task: task(n), parent: peer(3), pieces: set(0..4) }))
+    });
+    end(&mut b, first, Fault::Slow);
+    let (strikes, until) = held(&b);
+    assert_eq!(strikes, 1);
+    b.now = until;
+    end(&mut b, second, Fault::Slow);
+    assert_eq!(held(&b), (2, until + 20_000 * MS));
+}
+
+#[test]
 fn a_peer_that_cannot_be_reached_is_put_off_for_longer_each_time_that_it_is_tried() {
     let mut b = Bench::led();
     b.apply(Event::PeerUp { peer: peer(3) });
