@@ -282,11 +282,13 @@ impl Layer {
     }
 
     /// Bytes that were on disk are there no more: what is local is no longer, until it has been completed again.
-    pub(crate) fn lose(self: &Arc<Self>) {
-        if matches!(self.state(), State::Local) {
+    /// Whether it was local.
+    pub(crate) fn lose(self: &Arc<Self>) -> bool {
+        let is_local = matches!(self.state(), State::Local);
+        if is_local {
             self.apply(Event::Lost, None);
-            self.complete_later();
         }
+        is_local
     }
 
     fn failure(&self, cause: Cause) -> Failure {

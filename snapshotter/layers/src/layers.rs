@@ -176,9 +176,11 @@ impl Layers {
         let (layers, shared) = (self.get(blob), Arc::clone(self.shared()));
         let released = tokio::task::spawn_blocking(move || {
             layers.iter().for_each(Layer::release);
-            // Of an earlier process, if the layer could never be opened since.
-            let left = shared.mounts.take_left(blob);
-            left.into_iter().for_each(|left| shared.mounts.discard(left));
+            if !shared.leaving.has_begun() {
+                // Of an earlier process, if the layer could never be opened since.
+                let left = shared.mounts.take_left(blob);
+                left.into_iter().for_each(|left| shared.mounts.discard(left));
+            }
         });
         if released.await.is_err() {
             tracing::error!(%blob, "releasing a layer was interrupted");

@@ -72,7 +72,7 @@ impl Layer {
     }
 
     /// Once the layer's first container has run for long enough, completes the layer.
-    pub(super) fn complete_later(self: &Arc<Self>) {
+    pub(crate) fn complete_later(self: &Arc<Self>) {
         let Some(delay) = self.shared.config.background_delay else { return };
         if matches!(self.state(), State::Local) {
             return;

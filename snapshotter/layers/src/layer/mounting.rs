@@ -41,14 +41,14 @@ impl Layer {
         let mount = move || {
             // Whoever waits for it may have gone: the turn lasts as long as the work does.
             let _turn = turn;
-            this.mount_now(&open)
+            let mounted = this.mount_now(&open)?;
+            this.complete_later();
+            Ok(mounted)
         };
-        let new = tokio::task::spawn_blocking(mount)
+        tokio::task::spawn_blocking(mount)
             .await
             .unwrap_or_else(|_| Err(Cause::Interrupted))
-            .map_err(|cause| self.failure(cause))?;
-        self.complete_later();
-        Ok(new)
+            .map_err(|cause| self.failure(cause))
     }
 
     /// Serves the mounts of this layer that an earlier process left, now that it is open.
@@ -75,14 +75,19 @@ impl Layer {
             if std::mem::replace(is_due, true) {
                 return;
             }
-            let next = (*pause * 2).clamp(AGAIN, LONGEST_AGAIN);
-            std::mem::replace(pause, next).max(AGAIN)
+            *pause = (*pause * 2).clamp(AGAIN, LONGEST_AGAIN);
+            *pause
         };
         self.spawn(move |this| async move {
             tokio::time::sleep(pause).await;
             this.core().again.is_due = false;
-            if matches!(this.state(), State::Failed { .. }) {
+            let has_failed = || matches!(this.state(), State::Failed { .. });
+            if has_failed() {
                 this.want();
+            }
+            // Somebody else's attempt has failed a moment ago: nothing was begun.
+            if has_failed() {
+                this.take_over_again();
             }
         });
     }

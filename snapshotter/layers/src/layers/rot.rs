@@ -8,7 +8,7 @@
 //! Not checked: layers mounted by a table of contents, until they have an index of their own; data of
 //! layers that nobody uses and whose blob has gone, unless complete.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
@@ -31,11 +31,12 @@ const STEP_BYTES: usize = 1 << 20;
 /// Chunks that are looked at together where the whole is wrong: those that have to go cost one checkpoint.
 const RUN: usize = 64;
 
-/// How long a chunk of the blob may take to come before the data that it would be compared with is given up.
+/// How long a chunk of the blob may take to come, in the background and then before anything else, until the data that it
+/// would be compared with is given up.
 const SOURCE_WAIT: Duration = Duration::from_secs(10);
 
-/// How often, and after which pause, data that somebody has open for a moment is looked at again.
-const OPENINGS: u32 = 5;
+/// How often wrong data that somebody has open is tried to be removed, and the pause in between.
+const ATTEMPTS: u32 = 5;
 const OPENING: Duration = Duration::from_secs(1);
 
 /// What a check of one digest found.
@@ -80,6 +81,8 @@ struct Subject<'a> {
     in_use: bool,
     /// The blob's bytes don't come any more: nothing else is waited for.
     is_cut_off: Cell<bool>,
+    /// Layers that were local until this check.
+    lost: RefCell<Vec<Arc<Layer>>>,
 }
 
 impl Layers {
@@ -93,7 +96,7 @@ impl Layers {
             checked.bytes += rot.bytes;
             checked.pieces = rot.wrong.len() as u64;
         }
-        self.check_layer(blob, &mut checked, pause, OPENINGS)?;
+        self.check_layer(blob, &mut checked, pause)?;
         self.tell(blob, &checked);
         Ok(checked)
     }
@@ -116,7 +119,6 @@ impl Layers {
         blob: Digest,
         checked: &mut Checked,
         pause: &mut Pause<'_>,
-        openings: u32,
     ) -> Result<(), Error> {
         let shared = self.shared();
         if shared.mounts.has_left(blob) {
@@ -153,22 +155,26 @@ impl Layers {
                     }
                     let wrong = data.present() as u64;
                     drop(data);
-                    if self.give_up(blob, &files)? {
-                        checked.chunks += wrong;
-                        return Ok(());
+                    for _ in 0..ATTEMPTS {
+                        if self.give_up(blob, &files)? {
+                            checked.chunks += wrong;
+                            return Ok(());
+                        }
+                        // Somebody has begun to use it meanwhile, or looks at it for a moment.
+                        if self.get(blob).iter().any(|layer| layer.opened().is_some()) {
+                            return self.check_layer(blob, checked, pause);
+                        }
+                        thread::sleep(OPENING);
                     }
-                    // Somebody has begun to use it meanwhile, or looks at it.
-                    if openings == 0 {
-                        return Ok(());
-                    }
-                    thread::sleep(OPENING);
-                    return self.check_layer(blob, checked, pause, openings - 1);
+                    tracing::error!(%blob, "data that is wrong on disk is still being read by containers of a removed image");
+                    return Ok(());
                 };
                 self.idle_fill(held.blob, data, index)
             }
         };
-        let is_cut_off = Cell::default();
-        Subject { layers: self, blob, fill, table, files, in_use, is_cut_off }.check(checked, pause)
+        let (is_cut_off, lost) = Default::default();
+        let subject = Subject { layers: self, blob, fill, table, files, in_use, is_cut_off, lost };
+        subject.check(checked, pause)
     }
 
     /// What decodes chunks of a layer that isn't open.
@@ -200,6 +206,8 @@ impl Subject<'_> {
             self.users().iter().for_each(|layer| layer.read_again(&mended));
         }
         self.lose();
+        // Not before: what is being completed is kept, right or wrong.
+        self.lost.take().iter().for_each(Layer::complete_later);
         done
     }
 
@@ -216,7 +224,8 @@ impl Subject<'_> {
     /// If something of the data is missing, nobody takes it for local.
     fn lose(&self) {
         if !self.fill.data().complete() {
-            self.users().iter().for_each(Layer::lose);
+            let lost = self.users().into_iter().filter(Layer::lose);
+            self.lost.borrow_mut().extend(lost);
         }
     }
 
@@ -292,9 +301,12 @@ impl Subject<'_> {
         if !self.in_use || self.is_cut_off.get() {
             return false;
         }
-        let fetch = self.fill.fetch(chunk, Class::Background);
-        let fetched = async { tokio::time::timeout(SOURCE_WAIT, fetch).await };
-        let come = matches!(self.layers.shared().runtime.block_on(fetched), Ok(Ok(_)));
+        // On a busy node, the background's turn may not come.
+        let come = [Class::Background, Class::Fault].into_iter().any(|class| {
+            let fetch = self.fill.fetch(chunk, class);
+            let fetched = async { tokio::time::timeout(SOURCE_WAIT, fetch).await };
+            matches!(self.layers.shared().runtime.block_on(fetched), Ok(Ok(_)))
+        });
         self.is_cut_off.set(!come);
         come
     }
