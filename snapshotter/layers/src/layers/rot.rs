@@ -79,6 +79,8 @@ struct Subject<'a> {
     files: Arc<LayerFiles>,
     /// The layer was in use when the check began.
     in_use: bool,
+    /// The background's turn didn't come once: it isn't waited for again.
+    is_busy: Cell<bool>,
     /// The blob's bytes don't come any more: nothing else is waited for.
     is_cut_off: Cell<bool>,
     /// Layers that were local until this check.
@@ -172,9 +174,10 @@ impl Layers {
                 self.idle_fill(held.blob, data, index)
             }
         };
-        let (is_cut_off, lost) = Default::default();
-        let subject = Subject { layers: self, blob, fill, table, files, in_use, is_cut_off, lost };
-        subject.check(checked, pause)
+        let (is_busy, is_cut_off, lost) = Default::default();
+        let layers = self;
+        Subject { layers, blob, fill, table, files, in_use, is_busy, is_cut_off, lost }
+            .check(checked, pause)
     }
 
     /// What decodes chunks of a layer that isn't open.
@@ -301,14 +304,20 @@ impl Subject<'_> {
         if !self.in_use || self.is_cut_off.get() {
             return false;
         }
-        // On a busy node, the background's turn may not come.
-        let come = [Class::Background, Class::Fault].into_iter().any(|class| {
+        let comes_as = |class| {
             let fetch = self.fill.fetch(chunk, class);
             let fetched = async { tokio::time::timeout(SOURCE_WAIT, fetch).await };
             matches!(self.layers.shared().runtime.block_on(fetched), Ok(Ok(_)))
-        });
-        self.is_cut_off.set(!come);
-        come
+        };
+        if !self.is_busy.get() {
+            if comes_as(Class::Background) {
+                return true;
+            }
+            self.is_busy.set(true);
+        }
+        let comes = comes_as(Class::Fault);
+        self.is_cut_off.set(!comes);
+        comes
     }
 
     /// Somewhere the data is wrong, and nothing says that it isn't in these chunks. They go together:
