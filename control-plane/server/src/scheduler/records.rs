@@ -7,6 +7,7 @@
 //! - The side that a new signer joins wins if it has more signers than all others together and at
 //!   least two, or if it has a seed and the others have none. The losers are convicted.
 //! - Several nodes that joined by one token count as one signer: they may be one party.
+//! - Of one party, and where there are too many, a seed's statement is kept, then the one that is believed for longer.
 //!
 //! All soft state: statements live as long as a connected node holds what they name.
 

@@ -35,9 +35,9 @@ const RUN: usize = 64;
 /// would be compared with is given up.
 const SOURCE_WAIT: Duration = Duration::from_secs(10);
 
-/// How often wrong data that somebody has open is tried to be removed, and the pause in between.
+/// How often the removal of wrong data is tried while somebody has it open, and the pause in between.
 const ATTEMPTS: u32 = 5;
-const OPENING: Duration = Duration::from_secs(1);
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a check of one digest found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Layers {
                         if self.get(blob).iter().any(|layer| layer.opened().is_some()) {
                             return self.check_layer(blob, checked, pause);
                         }
-                        thread::sleep(OPENING);
+                        thread::sleep(ATTEMPT_PAUSE);
                     }
                     tracing::error!(%blob, "data that is wrong on disk is still being read by containers of a removed image");
                     return Ok(());

@@ -14,7 +14,7 @@ pub struct Link {
     pub free_since: Now,
     /// Failures in a row.
     pub strikes: u32,
-    /// Requests before this one were under way when it last failed: they fail for the same reason.
+    /// Requests before this one were under way when it last failed: as long as it is put off, they fail for the same reason.
     pub counts_from: RequestId,
     /// Wrong pieces that it sent, ever.
     pub wrong: u32,
