@@ -48,8 +48,10 @@ struct Peer {
     want: PieceSet,
     /// From whom each piece that is on its way comes.
     coming: BTreeMap<u32, Option<NodeId>>,
+    /// By its own word since the origin last refused it.
     entitled: bool,
-    refused: bool,
+    /// When it did.
+    refused: Option<Now>,
     /// When it last failed to fetch from them, and how often it did.
     failed: BTreeMap<NodeId, (Now, u32)>,
 }
@@ -106,7 +108,7 @@ impl Check {
             for (node, peer) in &task.peers {
                 let waiting = peer.want.iter().filter(|piece| !peer.coming.contains_key(piece));
                 let available = |piece: u32| {
-                    peer.entitled && !peer.refused && !task.leased.contains_key(&piece)
+                    peer.entitled && !task.leased.contains_key(&piece)
                         || task.peers.iter().any(|(other, of)| {
                             let times = peer.failed.get(other).map_or(0, |(_, times)| *times);
                             of.have.contains(piece)
@@ -280,8 +282,9 @@ impl Check {
     ) {
         self.drop_coming(node, id, pieces, Some(parent));
         let Some(parent) = parent else {
+            let now = self.now;
             if let (Some(peer), Fault::Refused) = (self.peer(node, id), fault) {
-                peer.refused = true;
+                (peer.entitled, peer.refused) = (false, Some(now));
             }
             return;
         };
@@ -420,7 +423,8 @@ impl Check {
         }
         let peer = task.peers.get_mut(&node).ok_or(Violation::UnknownNode(node))?;
         peer.coming.extend(pieces.iter().map(|piece| (piece, None)));
-        if !peer.entitled || peer.refused {
+        let again = peer.refused.map(|refused| refused + self.limits.backoff);
+        if !peer.entitled || again.is_some_and(|again| again > self.now) {
             let piece = pieces.first().unwrap_or(0);
             return Err(Violation::NotEntitled { node, piece });
         }

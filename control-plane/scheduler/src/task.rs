@@ -36,10 +36,12 @@ pub struct Peer {
     pub fault: PieceSet,
     /// Of the rest.
     pub class: Class,
-    /// It may be leased pieces of the origin.
+    /// It may be leased pieces of the origin, by its own word since the origin last refused it.
     pub origin: bool,
-    /// The origin has refused it.
-    pub refused: bool,
+    /// How often the origin has refused it since a lease of it was carried out.
+    pub refusals: u32,
+    /// Until when it isn't sent there again, whatever it says.
+    pub refused_until: Now,
     pub fetches: Vec<Fetch>,
     /// The children that fetch from it, one entry a fetch.
     pub children: Vec<u32>,
@@ -69,6 +71,10 @@ pub struct Peer {
 impl Peer {
     pub fn avoids(&self, node: u32, now: Now) -> bool {
         self.avoid.iter().any(|avoided| avoided.node == node && avoided.until > now)
+    }
+
+    pub fn may_lease(&self, now: Now) -> bool {
+        self.origin && self.refused_until <= now
     }
 
     pub fn wants(&self) -> bool {
@@ -250,7 +256,8 @@ impl Task {
             fault: PieceSet::new(),
             class: Class::Background,
             origin: false,
-            refused: false,
+            refusals: 0,
+            refused_until: Now::ZERO,
             fetches: Vec::new(),
             children: Vec::new(),
             avoid: Vec::new(),

@@ -129,8 +129,11 @@ impl Planner {
                     download.banned.extend(forever);
                     download
                 });
-                download.origin = origin;
-                let pieces = download.want(now, &pieces, class);
+                let may_again = origin && !std::mem::replace(&mut download.origin, origin);
+                let news = download.want(now, &pieces, class);
+                // Since the origin refused it, the scheduler gives this node no lease until it says so.
+                let wanted = || download.all_wanted().intersection(&pieces);
+                let pieces = if may_again { wanted() } else { news };
                 if self.scheduler && !pieces.is_empty() {
                     download.told.insert_all(&pieces);
                     let shape = download.shape;

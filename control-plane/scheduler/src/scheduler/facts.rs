@@ -70,7 +70,7 @@ impl Scheduler {
         self.activate(task);
         let Some(of) = self.task_mut(task) else { return };
         let Some(peer) = of.peer_mut(slot) else { return };
-        peer.origin = origin && !peer.refused;
+        peer.origin = origin;
         match class {
             Class::Fault => peer.fault.insert_all(pieces),
             _ if !peer.wants() || class < peer.class => peer.class = class,

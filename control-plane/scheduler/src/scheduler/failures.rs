@@ -55,23 +55,23 @@ impl Scheduler {
     }
 
     pub(super) fn origin_failed(&mut self, task: u32, slot: u32, fault: Fault) {
+        let (now, backoff) = (self.now, self.limits.backoff);
         let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
+        of.barren = false;
         let Some(peer) = of.peer_mut(slot) else { return };
         let (id, number) = (peer.id, peer.node);
-        of.barren = false;
+        // Leases that were under way together fail for one reason: only the first counts.
         if fault == Fault::Refused {
-            if let Some(peer) = of.peer_mut(slot) {
-                (peer.origin, peer.refused) = (false, true);
-            }
+            peer.origin = false;
+            let new = peer.refused_until <= now;
+            let times = if new { peer.refusals.min(DOUBLINGS) } else { 0 };
+            peer.refused_until = peer.refused_until.max(now + backoff * 2_u32.pow(times));
+            peer.refusals += u32::from(new);
             self.note(task, id, What::NotEntitled, Reason::Refused);
             return;
         }
-        // Leases that were under way together fail for one reason: only the first counts.
-        if let Some(node) =
-            self.nodes.get_mut(number).filter(|node| node.no_lease_before <= self.now)
-        {
-            let wait = self.limits.backoff * 2_u32.pow(node.failed_leases.min(DOUBLINGS));
-            node.no_lease_before = self.now + wait;
+        if let Some(node) = self.nodes.get_mut(number).filter(|node| node.no_lease_before <= now) {
+            node.no_lease_before = now + backoff * 2_u32.pow(node.failed_leases.min(DOUBLINGS));
             node.failed_leases += 1;
         }
         self.reconsider(task);

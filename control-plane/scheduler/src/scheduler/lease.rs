@@ -85,7 +85,8 @@ impl Scheduler {
             .slots()
             .filter(|(_, peer)| {
                 let node = self.nodes.get(peer.node);
-                peer.origin && node.is_some_and(|node| node.no_lease_before <= self.now)
+                peer.may_lease(self.now)
+                    && node.is_some_and(|node| node.no_lease_before <= self.now)
             })
             .map(|(slot, _)| slot)
             .collect();
@@ -205,8 +206,12 @@ impl Scheduler {
         let Some(of) = self.tasks.get_mut(task as usize).and_then(Option::as_mut) else { return };
         of.leases = of.leases.saturating_sub(1);
         of.lost.insert_all(&fetch.set());
-        let Some(peer) = of.peer(slot) else { return };
-        if let Some(node) = self.nodes.get_mut(peer.node) {
+        let Some(peer) = of.peer_mut(slot) else { return };
+        let number = peer.node;
+        if whole {
+            peer.refusals = 0;
+        }
+        if let Some(node) = self.nodes.get_mut(number) {
             node.leases = node.leases.saturating_sub(1);
             if whole {
                 node.failed_leases = 0;

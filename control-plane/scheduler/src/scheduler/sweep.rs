@@ -207,7 +207,8 @@ impl Scheduler {
 }
 
 fn another_may_lease(of: &Task, slot: u32, piece: u32) -> bool {
-    of.slots().any(|(other, peer)| other != slot && peer.origin && peer.lack.contains(piece))
+    let may = |peer: &Peer| peer.may_lease(of.now) && peer.lack.contains(piece);
+    of.slots().any(|(other, peer)| other != slot && may(peer))
 }
 
 fn another_has(of: &Task, piece: u32, parent: Option<u32>) -> bool {

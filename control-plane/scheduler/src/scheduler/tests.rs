@@ -334,6 +334,24 @@ fn leases_that_fail_together_are_one_failure() {
 }
 
 #[test]
+fn whom_the_origin_refused_gets_leases_again_when_it_says_that_it_may_read() {
+    let mut b = Bench::settled();
+    b.join(1);
+    assert!(leased(&b.want(1, 1)) > 0);
+    let mut wait = 500 * MS;
+    for _ in 0..2 {
+        let after = b.fail(1, 1, None, Fault::Refused);
+        assert_eq!(leased(&after) + leased(&b.pass(wait - MS)), 0, "its word counts for nothing");
+        assert_eq!(leased(&b.want(1, 1)), 0, "a refusal holds for a time");
+        assert!(leased(&b.pass(500 * MS)) > 0, "and its new word from then on");
+        wait *= 2;
+    }
+    b.fail(1, 1, None, Fault::Refused);
+    assert_eq!(leased(&b.pass(Duration::from_secs(60))), 0, "it has said nothing new");
+    assert!(leased(&b.want(1, 1)) > 0);
+}
+
+#[test]
 fn pieces_that_were_withdrawn_are_assigned_again_when_they_are_wanted_again() {
     let mut b = Bench::settled();
     b.join(1);

@@ -346,6 +346,18 @@ fn an_origin_that_refuses_is_given_back_and_hopeless_alone() {
     assert!(!b.planner.is_downloading(&task(1)));
 }
 
+#[test]
+fn after_a_refusal_the_scheduler_hears_that_this_node_may_read_again() {
+    let mut b = Bench::led();
+    b.want(1, 0..10, Class::PullThrough);
+    let request = ids(&b.apply(Event::Leased { task: task(1), pieces: set(0..10) }))[0];
+    b.apply(Event::Ended { request, outcome: Err(Fault::Refused) });
+    let told = reports(&b.want(1, 4..12, Class::PullThrough));
+    let [Report::Want { pieces, origin: true, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(pieces, &set(4..12));
+    assert_eq!(reports(&b.want(1, 4..12, Class::PullThrough)), [], "once");
+}
+
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
