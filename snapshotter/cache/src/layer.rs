@@ -139,8 +139,8 @@ impl LayerFiles {
         if table.index != actual {
             return Err(Error::ForeignIndex { blob, expected: table.index, actual });
         }
-        self.make_dir()?;
         let mut data = self.data();
+        self.make_dir()?;
         if self.stored_index()? != Some(actual) {
             self.remove_data(&mut data)?;
         }
@@ -188,8 +188,8 @@ impl LayerFiles {
     ) -> Result<Arc<LayerData>, Error> {
         let (blob, subject) = (self.blob, *subject.as_bytes());
         let failed = |name| move |source| Error::Write { blob, name, source };
-        self.make_dir()?;
         let mut open = self.data();
+        self.make_dir()?;
         disk::remove_durably(&self.dir, TABLE).map_err(failed(TABLE))?;
         disk::write_atomically(&self.dir, INODES, inodes).map_err(failed(INODES))?;
         self.space.charge(inodes.len() as u64);
@@ -212,6 +212,7 @@ impl LayerFiles {
     ) -> Result<(File, Arc<LayerData>), Error> {
         let blob = self.blob;
         let failed = |name| move |source| Error::Write { blob, name, source };
+        let _files = self.data();
         self.make_dir()?;
         let file = disk::unnamed(&self.dir).map_err(failed(INODES))?;
         file.write_all_at(inodes, 0).map_err(failed(INODES))?;
@@ -253,6 +254,7 @@ impl LayerFiles {
     pub fn new_data(&self) -> Result<File, Error> {
         let (blob, path) = (self.blob, self.dir.join(NEW_DATA));
         let failed = |source| Error::Write { blob, name: NEW_DATA, source };
+        let _files = self.data();
         self.make_dir()?;
         disk::remove(&path).map_err(failed)?;
         let mut options = OpenOptions::new();
@@ -296,10 +298,11 @@ impl LayerFiles {
         disk::allocated(&self.dir).map_err(|source| Error::Read { blob, name: "directory", source })
     }
 
-    /// Removes the data file, if nobody has it open. Whether it did.
-    pub fn evict_data(&self) -> Result<bool, Error> {
+    /// Removes the data file, if nobody has it open, nor `wants` to, which is asked when nobody else can change the files.
+    /// Whether it did.
+    pub fn evict_data(&self, wants: impl FnOnce() -> bool) -> Result<bool, Error> {
         let mut data = self.data();
-        if data.as_ref().is_some_and(is_shared) {
+        if data.as_ref().is_some_and(is_shared) || wants() {
             return Ok(false);
         }
         self.remove_data(&mut data)?;
@@ -321,10 +324,10 @@ impl LayerFiles {
         data.map_or(Ok(0), |data| data.punch_cold(wanted))
     }
 
-    /// Removes everything, if nobody has the data file open. Whether it did.
-    pub fn evict(&self) -> Result<bool, Error> {
+    /// Removes everything, if nobody has the data file open, nor `wants` to, as in [`Self::evict_data`]. Whether it did.
+    pub fn evict(&self, wants: impl FnOnce() -> bool) -> Result<bool, Error> {
         let mut data = self.data();
-        if data.as_ref().is_some_and(is_shared) {
+        if data.as_ref().is_some_and(is_shared) || wants() {
             return Ok(false);
         }
         self.remove_all(&mut data)?;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use skimmer_proto::Digest;
+use skimmer_proto::{Digest, error_chain};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
@@ -240,9 +240,13 @@ impl Inner {
             let whole = |gone| if gone { bytes } else { 0 };
             let evicted = match victim.what {
                 What::WholeBlob | What::PartialBlob => self.evict_blob(digest).map(whole),
-                What::Data => self.evict_layer(digest, layer::LayerFiles::evict_data).map(whole),
+                What::Data => {
+                    self.evict_layer(digest, |files, wants| files.evict_data(wants)).map(whole)
+                }
                 What::Chunks => self.evict_chunks(digest, bytes),
-                What::Objects => self.evict_layer(digest, layer::LayerFiles::evict).map(whole),
+                What::Objects => {
+                    self.evict_layer(digest, |files, wants| files.evict(wants)).map(whole)
+                }
             };
             match evicted {
                 Ok(0) => {}
@@ -252,7 +256,10 @@ impl Inner {
                     let label = Evicted { what };
                     self.shared.metrics.evicted.get_or_create(&label).inc_by(bytes);
                 }
-                Err(error) => warn!(what, %digest, %error, "could not be evicted"),
+                Err(error) => {
+                    let error = error_chain(&error);
+                    warn!(what, %digest, error, "could not be evicted");
+                }
             }
         }
         if !gone.is_empty() {
@@ -292,13 +299,14 @@ impl Inner {
     fn evict_layer(
         &self,
         digest: Digest,
-        evict: impl FnOnce(&layer::LayerFiles) -> Result<bool, layer::Error>,
+        evict: impl FnOnce(&layer::LayerFiles, &dyn Fn() -> bool) -> Result<bool, layer::Error>,
     ) -> io::Result<bool> {
         if self.open().is_layer_used(digest) {
             return Ok(false);
         }
-        // Whoever opens the data file meanwhile waits, then finds it empty.
-        evict(&self.layer_files(digest)).map_err(io::Error::other)
+        // Whoever pins it and opens a file meanwhile waits, then finds it empty.
+        let is_pinned = || self.open().pins.contains_key(&digest);
+        evict(&self.layer_files(digest), &is_pinned).map_err(io::Error::other)
     }
 
     /// Frees `wanted` bytes of chunks of a layer in use, or as many as there are that nobody reads.

@@ -194,6 +194,29 @@ async fn what_is_open_stays() {
     assert!(pulled(&blob).await.unwrap() == bytes(2 << 20, 1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_pinned_just_before_its_eviction_stays() {
+    let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());
+    let cache = open(root.path(), &twin);
+    let blob = layer(&cache, b"layer").await;
+    let (files, pinning) = (cache.layer(blob).unwrap(), cache.clone());
+    let new = dir(root.path(), "layers-v1", blob).join("data.new");
+    let job = tokio::task::spawn_blocking(move || {
+        for round in 0..2000 {
+            let pin = pinning.pin_layer(blob);
+            files.new_data().unwrap().write_all_at(b"decoded", 0).unwrap();
+            std::thread::yield_now();
+            assert!(new.exists(), "round {round}");
+            files.discard_new_data().unwrap();
+            drop(pin);
+        }
+    });
+    while !job.is_finished() {
+        cache.prune(Prune::Unused).await.unwrap();
+    }
+    job.await.unwrap();
+}
+
 #[tokio::test]
 async fn writes_beyond_the_quota_evict_while_they_go_on() {
     let (root, twin) = (tempfile::tempdir().unwrap(), Twin::honest());

@@ -197,7 +197,7 @@ impl Layers {
     /// Nobody uses the layer and its data is wrong, nobody knows where. False: somebody uses it after all.
     fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<bool, Error> {
         self.shared().forget_proved(blob);
-        files.evict_data().map_err(|source| Error::Files { blob, source: Box::new(source) })
+        files.evict_data(|| false).map_err(|source| Error::Files { blob, source: Box::new(source) })
     }
 }
 
@@ -394,7 +394,7 @@ fn objects(
         if files.has_objects() {
             checked.objects += 1;
             if !in_use {
-                files.evict()?;
+                files.evict(|| false)?;
             }
         }
         return Ok(None);
