@@ -311,6 +311,13 @@ pub struct Pin {
     inner: Arc<Inner>,
 }
 
+impl Pin {
+    /// Whether nobody else keeps the layer.
+    pub fn is_only(&self) -> bool {
+        self.inner.open().pins.get(&self.blob).is_none_or(|count| *count == 1)
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut open = self.inner.open();

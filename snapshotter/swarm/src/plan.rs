@@ -121,6 +121,7 @@ impl Planner {
 
     fn hear(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
         match event {
+            Event::Want { pieces, .. } if pieces.is_empty() => {}
             Event::Want { task, shape, pieces, class, origin } => {
                 let download = self.downloads.entry(task).or_insert_with(|| {
                     let mut download = Download::new(now, shape, origin);

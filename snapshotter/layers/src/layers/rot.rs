@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects, Spans as _};
+use skimmer_cache::{Blob, Class, LayerData, LayerFiles, LayerObjects, Pin, Spans as _};
 use skimmer_index::index::{LayerIndex, Layout};
 use skimmer_proto::{Digest, PieceTable};
 
@@ -129,13 +129,14 @@ impl Layers {
         }
         let cache = &shared.cache;
         let failed = |source| Error::Files { blob, source: Box::new(source) };
-        let _pin = cache.pin_layer_untouched(blob);
+        let pin = cache.pin_layer_untouched(blob);
         let files = cache.peek_layer(blob);
         let open = self.get(blob).into_iter().find_map(|layer| layer.opened());
-        let Some((table, index)) = objects(&files, open.is_some(), checked).map_err(failed)? else {
+        let in_use = open.is_some();
+        let wants = || in_use || !pin.is_only();
+        let Some((table, index)) = objects(&files, wants, checked).map_err(failed)? else {
             return Ok(());
         };
-        let in_use = open.is_some();
         let fill = match open {
             Some(open) => {
                 let known = open.fill.blob().table();
@@ -158,12 +159,13 @@ impl Layers {
                     let wrong = data.present() as u64;
                     drop(data);
                     for _ in 0..ATTEMPTS {
-                        if self.give_up(blob, &files)? {
+                        if self.give_up(blob, &files, &pin)? {
                             checked.chunks += wrong;
                             return Ok(());
                         }
                         // Somebody has begun to use it meanwhile, or looks at it for a moment.
                         if self.get(blob).iter().any(|layer| layer.opened().is_some()) {
+                            drop(pin);
                             return self.check_layer(blob, checked, pause);
                         }
                         thread::sleep(ATTEMPT_PAUSE);
@@ -195,9 +197,10 @@ impl Layers {
     }
 
     /// Nobody uses the layer and its data is wrong, nobody knows where. False: somebody uses it after all.
-    fn give_up(&self, blob: Digest, files: &LayerFiles) -> Result<bool, Error> {
+    fn give_up(&self, blob: Digest, files: &LayerFiles, pin: &Pin) -> Result<bool, Error> {
         self.shared().forget_proved(blob);
-        files.evict_data(|| false).map_err(|source| Error::Files { blob, source: Box::new(source) })
+        let evicted = files.evict_data(|| !pin.is_only());
+        evicted.map_err(|source| Error::Files { blob, source: Box::new(source) })
     }
 }
 
@@ -380,10 +383,10 @@ impl Subject<'_> {
 }
 
 /// The layer's stored table and index, with its inodes. What is damaged of them is set right or, if
-/// nobody uses the layer, given up.
+/// nobody uses the layer or `wants` to, given up.
 fn objects(
     files: &LayerFiles,
-    in_use: bool,
+    wants: impl FnOnce() -> bool,
     checked: &mut Checked,
 ) -> Result<Option<(PieceTable, LayerIndex)>, skimmer_cache::layer::Error> {
     let found = files.load()?;
@@ -393,9 +396,7 @@ fn objects(
     let Some((encoded, table, index)) = decoded else {
         if files.has_objects() {
             checked.objects += 1;
-            if !in_use {
-                files.evict(|| false)?;
-            }
+            files.evict(wants)?;
         }
         return Ok(None);
     };
