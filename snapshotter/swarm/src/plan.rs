@@ -130,7 +130,8 @@ impl Planner {
                     download.banned.extend(forever);
                     download
                 });
-                let may_again = origin && !std::mem::replace(&mut download.origin, origin);
+                let may_again = origin && !download.origin;
+                download.origin = origin;
                 let news = download.want(now, &pieces, class);
                 // Since the origin refused it, the scheduler gives this node no lease until it says so.
                 let wanted = || download.all_wanted().intersection(&pieces);

@@ -358,6 +358,16 @@ fn after_a_refusal_the_scheduler_hears_that_this_node_may_read_again() {
     assert_eq!(reports(&b.want(1, 4..12, Class::PullThrough)), [], "once");
 }
 
+#[test]
+fn a_node_that_may_not_read_any_more_gives_leases_back() {
+    let mut b = Bench::led();
+    b.want(1, 0..2, Class::PullThrough);
+    let (task, pieces, class) = (task(1), set(2..4), Class::PullThrough);
+    b.apply(Event::Want { task, shape: SHAPE, pieces, class, origin: false });
+    let told = reports(&b.apply(Event::Leased { task, pieces: set(0..4) }));
+    assert!(matches!(told[..], [Report::Failed { fault: Fault::Refused, .. }]), "{told:?}");
+}
+
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
