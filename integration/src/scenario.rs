@@ -45,6 +45,10 @@ pub fn run<T>(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<T>) -> 
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         body(&scenario).and_then(|value| scenario.run_checks().map(|()| value))
     }));
+    if let Ok(Err(error)) = &outcome {
+        // Before the logs, which are long; whoever gets the error prints it after them.
+        println!("{name}: {error:#}");
+    }
     if !matches!(outcome, Ok(Ok(_))) {
         scenario.keep_logs(name);
     }
