@@ -112,7 +112,7 @@ impl Layer {
     pub(super) fn read_far_ahead(&self) {
         let core = self.core();
         let Some(open) = &core.open else { return };
-        if open.fill.data().complete() {
+        if open.fill.data().complete() || open.fill.blob().is_complete() {
             let mounts = core.mount.iter().chain(&core.former);
             mounts.for_each(|mount| mount.set_read_ahead(self.shared.config.fuse.read_ahead_kib));
         }

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use skimmer_cache::Class;
 use skimmer_layers::mount::Mounts;
-use skimmer_layers::{Mode, MountMode, State};
+use skimmer_layers::{FuseConfig, Mode, MountMode, State};
 
 use crate::node::{Node, is_mounted, noise, read, tar};
 
@@ -97,6 +98,27 @@ async fn a_reader_outlasts_the_background_that_it_waits_for() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     node.source.down.store(false, Ordering::Relaxed);
     assert!(reader.await.unwrap().expect("it has a second more") == content);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kernel_reads_far_ahead_where_nothing_has_to_be_fetched() {
+    let (node, spec) = with_index(&[("file", noise(8 * MIB, 7))]).await;
+    let read_ahead_kib = async || {
+        let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+        let job = move || {
+            let device = std::fs::metadata(path).unwrap().dev();
+            let device = format!("{}:{}", libc::major(device), libc::minor(device));
+            std::fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap()
+        };
+        tokio::task::spawn_blocking(job).await.unwrap().trim().parse::<u32>().unwrap()
+    };
+    let config = FuseConfig::default();
+    assert_eq!(read_ahead_kib().await, config.lazy_read_ahead_kib);
+    node.layers.release(spec.blob.digest).await;
+    let blob = node.cache.blob(spec.blob.clone()).unwrap();
+    blob.ensure(0..spec.blob.len, Class::Background).await.unwrap();
+    assert_eq!(read_ahead_kib().await, config.read_ahead_kib);
+    assert_eq!(node.layers.status(&spec).unwrap().data_bytes_present, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
