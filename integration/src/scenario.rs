@@ -47,7 +47,7 @@ pub fn run<T>(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<T>) -> 
     }));
     if let Ok(Err(error)) = &outcome {
         // Before the logs, which are long; whoever gets the error prints it after them.
-        println!("{name}: {error:#}");
+        eprintln!("{name}: {error:#}");
     }
     if !matches!(outcome, Ok(Ok(_))) {
         scenario.keep_logs(name);

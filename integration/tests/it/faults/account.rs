@@ -11,13 +11,11 @@ use skimmer_integration::fleet::Machine;
 use skimmer_integration::mounts;
 use skimmer_integration::snapshots::Snapshots;
 
-/// Sockets come and go: other nodes, the registry, containerd, a metrics reader.
+/// The daemon's sockets come and go: other nodes, the registry, containerd, a metrics reader.
 const SOCKETS: usize = 24;
 
-/// The journal of requests: made when the first FUSE mount needs it, and there for good. A daemon has it open twice,
-/// once to give it to a new holder.
+/// The journal of requests: made when the first FUSE mount needs it, and there for good.
 const REQUESTS: &str = "memfd:skimmer-requests (deleted)";
-const REQUESTS_OPEN: usize = 2;
 
 /// Of the daemon at work, in bytes, with the pages of files that it maps.
 const RESIDENT: u64 = 256 << 20;
@@ -92,15 +90,16 @@ impl Account {
         complain(later.loops > self.loops, format!("{} loops became {}", self.loops, later.loops));
         let new: Vec<_> = later.files.difference(&self.files).collect();
         complain(!new.is_empty(), format!("new files {new:?}"));
-        for (whose, before, after) in [
-            ("skimmerd's", &self.descriptors[0], &later.descriptors[0]),
-            ("the holder's", &self.descriptors[1], &later.descriptors[1]),
-        ] {
+        let pairs = self.descriptors.iter().zip(&later.descriptors);
+        // The daemon has the journal open once more, to give it to a new holder.
+        for ((before, after), (whose, sockets, journals)) in
+            pairs.zip([("skimmerd's", SOCKETS, 2), ("the holder's", 0, 1)])
+        {
             for (kind, count) in after {
                 let before = before.get(kind).copied().unwrap_or(0);
                 let most = match kind.as_str() {
-                    "socket" => before + SOCKETS,
-                    REQUESTS => before.max(REQUESTS_OPEN),
+                    "socket" => before + sockets,
+                    REQUESTS => before.max(journals),
                     _ => before,
                 };
                 complain(

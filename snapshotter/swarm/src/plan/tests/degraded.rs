@@ -1,5 +1,8 @@
 //! What a download does where those that it asks fail it.
 
+use proptest::prelude::{any, prop_assert, proptest};
+
+use super::histories::{random_step, step};
 use super::*;
 
 fn has(n: u8, pieces: std::ops::Range<u32>) -> Event {
