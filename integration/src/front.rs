@@ -38,6 +38,7 @@ pub enum Mood {
 
 /// A running front; ends when dropped.
 pub struct Front {
+    /// `name:port`
     address: String,
     shared: Arc<Shared>,
     listening: Option<JoinHandle<()>>,
@@ -47,7 +48,7 @@ pub struct Front {
 
 struct Shared {
     registry: String,
-    /// Of this front, `host:port`.
+    /// Of this front, `name:port`.
     address: String,
     mood: Mutex<Mood>,
     started: Instant,
@@ -55,12 +56,13 @@ struct Shared {
 }
 
 impl Front {
-    /// On `host`, before the registry at `registry`; containerd and skimmerd are sent there by `hosts`.
-    pub fn start(host: Host, registry: &str, hosts: &Path) -> anyhow::Result<Self> {
+    /// On `host`, before the registry at `registry`; containerd and skimmerd are sent there by `hosts`, and know the host as
+    /// `name`.
+    pub fn start(host: Host, name: &str, registry: &str, hosts: &Path) -> anyhow::Result<Self> {
         let at = host.address();
         let listener = host.inside(|| TcpListener::bind((at, 0)))??;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?.to_string();
+        let address = format!("{name}:{}", listener.local_addr()?.port());
         let url = format!("http://{address}");
         let text = format!(
             "server = \"{url}\"\n\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
@@ -80,7 +82,7 @@ impl Front {
         Ok(Self { address, shared, listening: Some(listening), _host: host })
     }
 
-    /// `host:port`
+    /// `name:port`
     pub fn address(&self) -> &str {
         &self.address
     }

@@ -8,8 +8,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skimmer_proto::Digest;
@@ -357,21 +355,6 @@ pub struct Sent {
     pub bytes: u64,
     /// The part of `bytes` that went to skimmerd and not to containerd.
     pub by_daemon: u64,
-}
-
-/// Credentials as docker's `config.json` holds them.
-pub fn write_docker_config(
-    file: &Path,
-    address: &str,
-    user: &str,
-    password: &str,
-) -> anyhow::Result<()> {
-    let auth = STANDARD.encode(format!("{user}:{password}"));
-    std::fs::write(
-        file,
-        serde_json::json!({ "auths": { address: { "auth": auth } } }).to_string(),
-    )?;
-    Ok(())
 }
 
 fn configuration(storage: &Path, address: &str, access: &str) -> String {

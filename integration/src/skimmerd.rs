@@ -30,6 +30,8 @@ pub struct Setup {
     pub prepare_wait: Duration,
     pub deadline: Duration,
     pub docker_config: Option<PathBuf>,
+    /// The folder where it finds credential helpers, before those of this machine.
+    pub helpers: Option<PathBuf>,
     /// kubelet's CredentialProviderConfig, and the folder of its programs.
     pub credential_providers: Option<(PathBuf, PathBuf)>,
     /// Whether CRI's image service is served, and how.
@@ -136,6 +138,7 @@ impl Default for Setup {
             prepare_wait: Duration::from_secs(60),
             deadline: Duration::from_secs(20),
             docker_config: None,
+            helpers: None,
             credential_providers: None,
             images: None,
             materialize: false,
@@ -158,6 +161,7 @@ pub struct Skimmerd {
     client: Skimmer,
     metrics: String,
     has_images: bool,
+    helpers: Option<PathBuf>,
     folder: PathBuf,
     logs: PathBuf,
     program: Vec<String>,
@@ -213,6 +217,7 @@ impl Skimmerd {
             client: Skimmer::at(folder.join("s.sock")),
             metrics: setup.metrics.clone(),
             has_images: setup.images.is_some(),
+            helpers: setup.helpers.clone(),
             folder,
             logs: scenario.logs(),
             program,
@@ -286,6 +291,10 @@ impl Skimmerd {
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg("--config").arg(self.config());
+        if let Some(helpers) = &self.helpers {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", helpers.display()));
+        }
         command
     }
 
@@ -320,6 +329,16 @@ impl Skimmerd {
             sockets.iter().map(connect).collect::<Option<Vec<_>>>()
         })?;
         self.process = Some(process);
+        Ok(())
+    }
+
+    /// From its next start on its program is another file, as after an upgrade.
+    pub fn replace_program(&mut self) -> anyhow::Result<()> {
+        let own = self.program.last_mut().context("skimmerd has no program")?;
+        let (new, next) = (self.folder.join("skimmerd"), self.folder.join("skimmerd.next"));
+        std::fs::copy(&*own, &next).with_context(|| format!("copy {own}"))?;
+        std::fs::rename(&next, &new)?;
+        *own = new.display().to_string();
         Ok(())
     }
 

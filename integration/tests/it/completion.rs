@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
+use skimmer_integration::docker_config;
 use skimmer_integration::image::Plan;
 use skimmer_integration::layer::Format;
 use skimmer_integration::node::{Node, Setup};
-use skimmer_integration::registry::{Auth, Registry, write_docker_config};
+use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::scenario;
 use skimmer_integration::skimmerd;
 use skimmer_integration::world::drop_caches;
@@ -144,7 +145,7 @@ fn private_images_are_pulled_with_dockers_credentials() {
             let image = small(scenario, &format!("private/{name}"))?;
             let reference = registry.add(&image)?;
             let file = scenario.path(&format!("{name}.json"));
-            write_docker_config(&file, registry.address(), user, password)?;
+            docker_config::log_in(&file, &[registry.address()], user, password)?;
             let setup = Setup {
                 name: format!("{name}-"),
                 skimmerd: skimmerd::Setup { docker_config: Some(file), ..Default::default() },

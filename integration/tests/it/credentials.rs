@@ -9,8 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::Version;
+use skimmer_integration::docker_config;
 use skimmer_integration::node::{Node, Setup};
-use skimmer_integration::registry::{Auth, Registry, write_docker_config};
+use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::{http, skimmerd};
 
@@ -97,16 +98,16 @@ fn a_changed_config_json_is_used_at_once() {
             ..Setup::default()
         };
         let mut node = Node::start_with(scenario, Version::V2, &setup)?;
-        write_docker_config(&config, registry.address(), USER, PASSWORD)?;
+        docker_config::log_in(&config, &[registry.address()], USER, PASSWORD)?;
         indexes::learn(scenario, &mut node, &[(&image, &reference)])?;
         node.skimmerd.ask(&["pull", &reference])?;
         // In the middle of an image's life: what is read later is asked for with the new one.
-        write_docker_config(&config, registry.address(), USER, "of-yesterday")?;
+        docker_config::log_in(&config, &[registry.address()], USER, "of-yesterday")?;
         node.skimmerd.expect_log("private/app");
         let mut pull = node.skimmerd.skimmer(&["index", "build", &reference])?;
         let said = command::failure_of(&mut pull, PATIENCE)?;
         anyhow::ensure!(said.contains("refused the credentials"), "{said}");
-        write_docker_config(&config, registry.address(), USER, PASSWORD)?;
+        docker_config::log_in(&config, &[registry.address()], USER, PASSWORD)?;
         let read = ["md5sum", "/data/private-app"];
         node.containerd.run_image(&reference, "skimmer", "private", &read)?;
         Ok(())

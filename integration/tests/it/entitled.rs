@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::control::{self, Control, holds};
+use skimmer_integration::docker_config;
 use skimmer_integration::issuer::Account;
-use skimmer_integration::registry::{Auth, Registry, write_docker_config};
+use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::{Join, Setup, Skimmerd};
 
@@ -27,7 +28,7 @@ fn node(
     account: &Account,
 ) -> anyhow::Result<Skimmerd> {
     let config = scenario.path(&format!("{name}.json"));
-    write_docker_config(&config, registry.address(), account.user, account.password)?;
+    docker_config::log_in(&config, &[registry.address()], account.user, account.password)?;
     let join = Join {
         control_plane: control.manager(),
         token: control.token("prod", "peer")?,

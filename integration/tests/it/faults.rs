@@ -17,15 +17,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use skimmer_integration::command;
+use skimmer_integration::docker_config::{self, CredentialHelper};
 use skimmer_integration::fleet::{Fleet, Setup, Spec};
 use skimmer_integration::front::Front;
 use skimmer_integration::mounts::{self, Mounted};
+use skimmer_integration::names::Names;
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd;
 
 use account::Account;
 use images::Known;
 use load::{Images, Indexes, Load};
+use scripted::{around, registry};
 
 use crate::full_disk::Ballast;
 
@@ -33,6 +36,10 @@ const MIB: usize = 1 << 20;
 /// The seed peer, which has every image, and the node that things happen to.
 const SEED_PEER: usize = 0;
 const NODE: usize = 1;
+/// The registry's, to nodes.
+const NAME: &str = "registry.test";
+/// The node's name at the registry.
+const USER: &str = "alice";
 /// Of every link: some things have to be under way when something happens.
 const BITS_PER_SECOND: u64 = 100_000_000;
 /// Of the node's own disk, where it has one.
@@ -47,9 +54,14 @@ struct World<'a> {
     load: Load,
     ballast: Option<Ballast>,
     front: Front,
+    /// Of each machine.
+    names: [Names; 2],
     /// docker's `config.json` of the node.
     credentials: PathBuf,
+    /// What that may name.
+    helper: CredentialHelper,
     fleet: Fleet<'a>,
+    scenario: &'a Scenario,
     before: Account,
     _disk: Option<Mounted>,
 }
@@ -78,6 +90,7 @@ impl<'a> World<'a> {
             skimmerd: skimmerd::Setup {
                 background: Some(Duration::from_millis(200)),
                 deadline: Duration::from_secs(120),
+                helpers: Some(docker_config::helpers(scenario)),
                 holder: true,
                 quota_bytes: plan.quota_bytes,
                 resend: plan.resend,
@@ -86,13 +99,18 @@ impl<'a> World<'a> {
             ..Setup::default()
         };
         let mut fleet = Fleet::start(scenario, setup)?;
-        let front = Front::start(fleet.spare_host()?, fleet.registry.address(), &scenario.hosts())?;
+        let (host, hosts) = (fleet.spare_host()?, scenario.hosts());
+        let address = host.address();
+        let front = Front::start(host, NAME, fleet.registry.address(), &hosts)?;
+        let helper = CredentialHelper::new(scenario, USER)?;
         fleet.add(&Spec { role: "seed", ..Spec::default() })?;
         let disk = plan.disk.then(|| disk(scenario)).transpose()?;
         let credentials = scenario.path("config.json");
         let docker_config = Some(credentials.as_path());
         fleet.add(&Spec { containerd: true, docker_config, ..Spec::default() })?;
         fleet.wait_attending()?;
+        let names = |machine: usize| Names::start(&fleet.machines[machine].host, NAME, address);
+        let names = [names(SEED_PEER)?, names(NODE)?];
         let (images, said) = (images(scenario, &fleet)?, scenario.path("said"));
         let mut load = Load::start(&fleet.machines[NODE], images, plan.indexes, &said)?;
         if plan.quota_bytes > 0 {
@@ -110,7 +128,18 @@ impl<'a> World<'a> {
         load.pause()?;
         let before = Account::of(&fleet.machines[NODE])?;
         load.resume();
-        Ok(Self { load, ballast: None, front, credentials, fleet, before, _disk: disk })
+        Ok(Self {
+            load,
+            ballast: None,
+            front,
+            names,
+            credentials,
+            helper,
+            fleet,
+            scenario,
+            before,
+            _disk: disk,
+        })
     }
 
     /// Everything gets on, nothing is lost, and nothing is left but what was there before.
@@ -133,6 +162,7 @@ fn images(scenario: &Scenario, fleet: &Fleet<'_>) -> anyhow::Result<Images> {
         ],
         pulled: known("pulled", &[&[3 * MIB, 4097][..], &small].concat())?,
         filled: known("filled", &[8 * MIB])?,
+        resting: known("resting", &[MIB])?,
     })
 }
 
@@ -197,13 +227,13 @@ fn kills_at_random_moments_cost_nothing() {
 #[test]
 fn faults_of_the_node_and_its_surroundings_cost_nothing() {
     let plan = Plan { disk: true, ..Plan::default() };
-    scenario("fault-node", |scenario| suffer_all(scenario, &plan, &scripted::AROUND));
+    scenario("fault-node", |scenario| suffer_all(scenario, &plan, &around::FAULTS));
 }
 
 #[test]
 fn faults_of_the_registry_cost_nothing() {
     let plan = Plan { disk: true, indexes: Indexes::Node, ..Plan::default() };
-    scenario("fault-registry", |scenario| suffer_all(scenario, &plan, &scripted::OF_THE_REGISTRY));
+    scenario("fault-registry", |scenario| suffer_all(scenario, &plan, &registry::FAULTS));
 }
 
 fn suffer_all(scenario: &Scenario, plan: &Plan, faults: &[scripted::Fault]) -> anyhow::Result<()> {
@@ -211,7 +241,7 @@ fn suffer_all(scenario: &Scenario, plan: &Plan, faults: &[scripted::Fault]) -> a
     for part in scripted::SAID {
         world.fleet.machines[NODE].skimmerd.expect_log(part);
     }
-    scripted::log_in(&mut world, "of-today")?;
+    registry::log_in(&world, registry::TODAY)?;
     for fault in faults {
         let start = Instant::now();
         scripted::suffer(fault, &mut world).context(fault.name)?;

@@ -73,6 +73,13 @@ pub fn cut(path: &Path, share: u64) -> anyhow::Result<()> {
     Ok(file.set_len(file.metadata()?.len() * share / 100)?)
 }
 
+/// Leaves it where an earlier version has its own.
+pub fn age(folder: &Path) -> anyhow::Result<()> {
+    let earlier = folder.with_file_name("store");
+    fs::rename(folder, &earlier)?;
+    Ok(fs::write(earlier.join("CURRENT"), "MANIFEST-000000\n")?)
+}
+
 /// What becomes of the database's folder while nobody uses it.
 type Damage = fn(&Path) -> anyhow::Result<()>;
 
@@ -101,11 +108,7 @@ fn a_lost_or_damaged_database_changes_nothing() {
 
         let damages: [(&str, Damage); 8] = [
             ("deleted", |folder| Ok(fs::remove_dir_all(folder)?)),
-            ("an earlier version", |folder| {
-                let earlier = folder.with_file_name("store");
-                fs::rename(folder, &earlier)?;
-                Ok(fs::write(earlier.join("CURRENT"), "MANIFEST-000000\n")?)
-            }),
+            ("an earlier version", age),
             ("every file cut", |folder| files(folder)?.iter().try_for_each(|file| cut(file, 50))),
             ("the largest emptied", |folder| cut(files(folder)?.first().context("no file")?, 0)),
             ("the log shortened", |folder| {

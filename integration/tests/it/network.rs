@@ -1,10 +1,8 @@
 //! What readers of lazy layers notice of a registry that goes, stands still, wants other credentials, or whose name
 //! doesn't resolve: a pause.
 
-mod names;
-
-use std::fs::{File, Permissions};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,17 +10,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use skimmer_integration::command::{PATIENCE, wait_for};
 use skimmer_integration::containerd::{self, Containerd, Version};
+use skimmer_integration::docker_config::{self, CredentialHelper};
 use skimmer_integration::image::Image;
 use skimmer_integration::layer::noise;
+use skimmer_integration::names::{Failure, Names};
 use skimmer_integration::network::Host;
 use skimmer_integration::node::{Node, Setup};
-use skimmer_integration::process::Process;
-use skimmer_integration::registry::{Auth, Registry, write_docker_config};
+use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::{self, Skimmerd};
 use skimmer_integration::snapshots::View;
 
-use self::names::{Failure, Names};
 use crate::fixtures::{mount_point, seed, small};
 use crate::indexes;
 
@@ -47,7 +45,7 @@ impl Lazy {
         let registry = Registry::start_with(scenario, "registry", auth, None)?;
         let image = small(scenario, "net/lazy")?;
         let reference = registry.add(&image)?;
-        write_docker_config(&docker_config(scenario), registry.address(), USER, PASSWORD)?;
+        docker_config::log_in(&docker_config(scenario), &[registry.address()], USER, PASSWORD)?;
         let setup = Setup { skimmerd: setup(scenario, deadline), ..Setup::default() };
         let node = Node::start_with(scenario, Version::V2, &setup)?;
         Self::pulled(scenario, node, registry, image, &reference)
@@ -122,6 +120,7 @@ fn setup(scenario: &Scenario, deadline: Duration) -> skimmerd::Setup {
     skimmerd::Setup {
         deadline,
         docker_config: Some(docker_config(scenario)),
+        helpers: Some(docker_config::helpers(scenario)),
         log_level: "debug",
         ..skimmerd::Setup::default()
     }
@@ -183,48 +182,16 @@ fn a_reader_waits_for_credentials_that_are_right_again() {
         let auth = Auth::Basic { user: USER, password: PASSWORD };
         let lazy = Lazy::new(scenario, &auth, PATIENCE)?;
         let config = docker_config(scenario);
-        write_docker_config(&config, lazy.registry.address(), USER, "of-yesterday")?;
+        docker_config::log_in(&config, &[lazy.registry.address()], USER, "of-yesterday")?;
         lazy.node.skimmerd.expect_log("refused the credentials");
         let reader = lazy.reader();
         wait_for("the registry has refused, more than once", PATIENCE, || {
             (lazy.answered(401) > 2).then_some(())
         })?;
         anyhow::ensure!(!reader.is_finished(), "the reader didn't wait");
-        write_docker_config(&config, lazy.registry.address(), USER, PASSWORD)?;
+        docker_config::log_in(&config, &[lazy.registry.address()], USER, PASSWORD)?;
         served(reader)
     });
-}
-
-/// A credential helper that hands out what is in the file [`password`]; the folder that it is in. config.json names it.
-fn credential_helper(scenario: &Scenario, registry: &Registry) -> anyhow::Result<PathBuf> {
-    let folder = scenario.path("helpers");
-    std::fs::create_dir_all(&folder)?;
-    let program = folder.join("docker-credential-test");
-    let script = format!(
-        "#!/bin/sh\ncat >/dev/null\n\
-         echo '{{\"Username\":\"{USER}\",\"Secret\":\"'\"$(cat {})\"'\"}}'\n",
-        password(scenario).display()
-    );
-    std::fs::write(&program, script)?;
-    std::fs::set_permissions(&program, Permissions::from_mode(0o755))?;
-    let config = serde_json::json!({ "credHelpers": { registry.address(): "test" } });
-    std::fs::write(docker_config(scenario), config.to_string())?;
-    Ok(folder)
-}
-
-fn password(scenario: &Scenario) -> PathBuf {
-    scenario.path("password")
-}
-
-/// Another skimmerd in place of the node's, which finds the programs in `folder` too.
-fn replaced(scenario: &Scenario, node: &mut Node, folder: &Path) -> anyhow::Result<Process> {
-    node.skimmerd.terminate()?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = node.skimmerd.command();
-    command.env("PATH", format!("{}:{path}", folder.display()));
-    let process = Process::start("skimmerd", &command, &scenario.logs())?;
-    node.wait_connected()?;
-    Ok(process)
 }
 
 #[test]
@@ -239,22 +206,21 @@ fn a_reader_waits_for_a_credential_helper_that_is_right_again() {
         ("none", basic(), "", "wants a user and a password"),
     ] {
         scenario(&format!("credential-helper-{name}"), |scenario| {
+            let helper = CredentialHelper::new(scenario, USER)?;
             let Lazy { view, mut node, registry, image } = Lazy::new(scenario, &auth, PATIENCE)?;
             drop(view);
-            std::fs::write(password(scenario), first)?;
-            let helper = credential_helper(scenario, &registry)?;
-            let skimmerd = replaced(scenario, &mut node, &helper)?;
+            helper.hand_out(first)?;
+            helper.be_named(&docker_config(scenario), &[registry.address()])?;
+            // Of what the daemon knew before nothing is left.
+            node.skimmerd.terminate()?;
+            node.skimmerd.run()?;
+            node.wait_connected()?;
             node.skimmerd.expect_log(refusal);
             let view = node.view(&image, &mount_point(scenario, "view"))?;
             let lazy = Lazy { view, node, registry, image };
-            let outcome = lazy.waiting_reader().and_then(|reader| {
-                std::fs::write(password(scenario), PASSWORD)?;
-                served(reader)
-            });
-            // Each before what it needs.
-            drop(lazy.view);
-            drop(skimmerd);
-            outcome
+            let reader = lazy.waiting_reader()?;
+            helper.hand_out(PASSWORD)?;
+            served(reader)
         });
     }
 }
@@ -264,7 +230,7 @@ fn a_reader_waits_for_a_name_that_resolves_again() {
     for (name, failure) in [("unknown", Failure::Unknown), ("failing", Failure::Server)] {
         scenario(&format!("name-{name}"), |scenario| {
             let host = Host::new(None)?;
-            let names = Names::start(&host, NAME)?;
+            let names = Names::start(&host, NAME, host.address())?;
             let mut lazy = Lazy::by_name(scenario, &host)?;
             names.fail(failure);
             // skimmerd would go on using the connections that it has.

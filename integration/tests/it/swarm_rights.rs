@@ -3,10 +3,11 @@
 use anyhow::Context as _;
 use skimmer_identity::PeerId;
 use skimmer_integration::command::wait_for;
+use skimmer_integration::docker_config;
 use skimmer_integration::fleet::{CLUSTER, Fleet, Spec};
 use skimmer_integration::member::Member;
 use skimmer_integration::outsider::Outsider;
-use skimmer_integration::registry::{Auth, write_docker_config};
+use skimmer_integration::registry::Auth;
 use skimmer_integration::scenario::scenario;
 use skimmer_proto::Scope;
 
@@ -22,7 +23,7 @@ fn private_images_go_to_those_who_may_read_them() {
         let users = [("alice", "wonderland"), ("bob", "builder"), ("mallory", "guesses")];
         for (user, password) in users {
             let config = scenario.path(&format!("{user}.json"));
-            write_docker_config(&config, &host, user, password)?;
+            docker_config::log_in(&config, &[&host], user, password)?;
             fleet.add(&Spec { docker_config: Some(&config), ..Spec::default() })?;
         }
         fleet.wait_attending()?;

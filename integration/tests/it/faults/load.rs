@@ -44,6 +44,8 @@ pub struct Images {
     pub pulled: Known,
     /// Pulled, and read when it has been completed in the background.
     pub filled: Known,
+    /// Completed, and from then on read by nobody unless [told](Load::run_what_rests).
+    pub resting: Known,
 }
 
 /// Everything that goes on.
@@ -132,6 +134,13 @@ impl Load {
             reader.go()?;
             steady.push(reader);
         }
+        hands.ctr.pull(&Pull::new(&images.resting.reference, "skimmer"))?;
+        // Images are completed once they are used.
+        hands.check_in_container(&images.resting)?;
+        wait_for("what rests is complete", PROGRESS, || {
+            let modes = hands.modes(&images.resting);
+            (!modes.is_empty() && modes.iter().all(|mode| mode == "local")).then_some(())
+        })?;
         let shared = Arc::<Shared>::default();
         let files = steady.first().context("no readers")?.open(&hands.ctr)?;
         let until = Arc::clone(&shared);
@@ -198,19 +207,17 @@ impl Load {
             self.hands.ctr.remove_container(reader.id())?;
             self.hands.ctr.remove_image(&known.reference)?;
         }
-        Ok(())
+        self.hands.ctr.remove_image(&self.images.resting.reference)
     }
 
     /// Runs a container of an image whose layers are here, whoever else is gone.
     pub fn run_what_is_here(&self) -> anyhow::Result<()> {
-        let known = &self.images.steady[0];
-        let id = own("here");
-        let script = format!(
-            "echo '{}' | busybox sha256sum -c -s",
-            known.sums().trim_end().replace(' ', "  ")
-        );
-        self.hands.ctr.run_image(&known.reference, "skimmer", &id, &["sh", "-c", &script])?;
-        Ok(())
+        self.hands.check_in_container(&self.images.steady[0])
+    }
+
+    /// Runs a container of the image that nobody has read since it came.
+    pub fn run_what_rests(&self) -> anyhow::Result<()> {
+        self.hands.check_in_container(&self.images.resting)
     }
 
     /// Closes the files of readers.
@@ -223,6 +230,11 @@ impl Load {
     /// The blobs whose files the readers read.
     pub fn steady_blobs(&self) -> [Digest; 2] {
         self.images.steady.each_ref().map(|known| known.blob)
+    }
+
+    /// The blob whose files nobody reads.
+    pub fn resting_blob(&self) -> Digest {
+        self.images.resting.blob
     }
 
     pub fn progress(&self) -> Progress {
@@ -365,6 +377,15 @@ fn round(
 }
 
 impl Hands {
+    /// Runs a container that checks every file of an image.
+    fn check_in_container(&self, known: &Known) -> anyhow::Result<()> {
+        let sums = known.sums().trim_end().replace(' ', "  ");
+        let script = format!("echo '{sums}' | busybox sha256sum -c -s");
+        let id = own("checks");
+        self.ctr.run_image(&known.reference, "skimmer", &id, &["sh", "-c", &script])?;
+        Ok(())
+    }
+
     /// The containers whose ids begin with `prefix`.
     fn passing(&self, prefix: &str) -> anyhow::Result<Vec<String>> {
         let mut call = self.ctr.ctr()?;

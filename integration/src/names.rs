@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skimmer_integration::command::{self, PATIENCE};
-use skimmer_integration::network::Host;
+
+use crate::command::{self, PATIENCE};
+use crate::network::Host;
 
 const PORT: u16 = 53;
 /// How often it looks whether it is to end.
@@ -48,8 +49,8 @@ struct Known {
 }
 
 impl Names {
-    /// For programs on `host`, which `name` stands for.
-    pub fn start(host: &Host, name: &str) -> anyhow::Result<Self> {
+    /// For programs on `host`, to whom `name` stands for `address`.
+    pub fn start(host: &Host, name: &str, address: Ipv4Addr) -> anyhow::Result<Self> {
         let server = server_of_this_machine();
         let mut own = host.command("ip");
         own.args(["address", "replace", &server.to_string(), "dev", "lo"]);
@@ -59,7 +60,7 @@ impl Names {
         socket.set_read_timeout(Some(TURN))?;
         let known = Arc::new(Known {
             name: encoded(name)?,
-            address: host.address(),
+            address,
             code: AtomicU8::new(0),
             in_vain: AtomicUsize::new(0),
             ending: AtomicBool::new(false),

@@ -1,0 +1,100 @@
+//! Faults of the registry and on the way to it, and before them that there is no other node to turn to.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use skimmer_integration::docker_config;
+use skimmer_integration::front::Mood;
+use skimmer_integration::names::Failure;
+
+use super::{Fault, cable, fault, mood};
+use crate::faults::{NODE, SEED_PEER, USER, World};
+
+/// One after another.
+pub const FAULTS: [Fault; 16] = [
+    fault("the other node is gone", |world| cable(world, SEED_PEER, false), |_| Ok(())),
+    fault(
+        "the registry is gone",
+        |world| world.fleet.registry.stop(),
+        |world| world.fleet.registry.resume(),
+    ),
+    fault(
+        "the registry stands still",
+        |world| world.fleet.registry.freeze(),
+        |world| world.fleet.registry.thaw(),
+    ),
+    fault("its name is unknown", |world| forget_name(world, Failure::Unknown), know_name),
+    fault("nobody knows any names", |world| forget_name(world, Failure::Server), know_name),
+    mood("too many requests", Mood::Refusing(429)),
+    mood("an internal error", Mood::Refusing(500)),
+    mood("unavailable", Mood::Refusing(503)),
+    mood("credentials are wanted", Mood::Refusing(401)),
+    mood("tokens end", Mood::Expiring(Duration::from_secs(1))),
+    mood("answers are cut off", Mood::Cutting(300_000)),
+    mood("answers crawl", Mood::Crawling(100_000)),
+    mood("answers are false", Mood::Falsifying),
+    // From then on the registry wants one.
+    fault("the password is another", want_password, |world| log_in(world, TOMORROW)),
+    fault("the credential helper's is another", want_helpers_password, |world| {
+        world.helper.hand_out(NEXT_WEEK)
+    }),
+    // From then on there is no front, which knows no TLS.
+    fault("its certificate is another", renew_certificate, |world| {
+        world.fleet.registry.trust(world.scenario)
+    }),
+];
+
+/// Passwords.
+pub const TODAY: &str = "of-today";
+const TOMORROW: &str = "of-tomorrow";
+const NEXT_WEEK: &str = "of-next-week";
+
+fn forget_name(world: &mut World<'_>, why: Failure) -> anyhow::Result<()> {
+    world.names[NODE].fail(why);
+    Ok(())
+}
+
+fn know_name(world: &mut World<'_>) -> anyhow::Result<()> {
+    let names = &world.names[NODE];
+    anyhow::ensure!(names.asked_in_vain() > 0, "nobody has asked for the registry's name");
+    names.know();
+    Ok(())
+}
+
+fn want_password(world: &mut World<'_>) -> anyhow::Result<()> {
+    demand(world, TOMORROW);
+    Ok(())
+}
+
+/// The node has its passwords from a credential helper, which gives the one that was right until now.
+fn want_helpers_password(world: &mut World<'_>) -> anyhow::Result<()> {
+    world.helper.hand_out(TOMORROW)?;
+    world.helper.be_named(&world.credentials, &registries(world))?;
+    demand(world, NEXT_WEEK);
+    Ok(())
+}
+
+/// Has the registry want this password from now on.
+fn demand(world: &World<'_>, password: &str) {
+    let wanted = STANDARD.encode(format!("{USER}:{password}"));
+    world.front.set(Mood::Demanding(format!("Basic {wanted}")));
+}
+
+/// Gives the node this password.
+pub fn log_in(world: &World<'_>, password: &str) -> anyhow::Result<()> {
+    docker_config::log_in(&world.credentials, &registries(world), USER, password)
+}
+
+/// What the node knows the registry as: its own name, and its front's.
+fn registries<'a>(world: &'a World<'_>) -> [&'a str; 2] {
+    [world.fleet.registry.address(), world.front.address()]
+}
+
+/// First there is TLS at all.
+fn renew_certificate(world: &mut World<'_>) -> anyhow::Result<()> {
+    world.fleet.registry.renew_certificate()?;
+    world.fleet.registry.trust(world.scenario)?;
+    world.load.wait_progress()?;
+    world.fleet.registry.renew_certificate()
+}
