@@ -4,11 +4,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
+use crate::files::replace;
 use crate::scenario::Scenario;
 
 /// `config.json`'s name of the helper: its program's is `docker-credential-<this>`.
@@ -24,14 +24,7 @@ pub fn log_in(file: &Path, registries: &[&str], user: &str, password: &str) -> a
 fn write(file: &Path, kind: &str, registries: &[&str], entry: &Value) -> anyhow::Result<()> {
     let entries: Map<_, _> =
         registries.iter().map(|registry| ((*registry).to_owned(), entry.clone())).collect();
-    replace(file, &json!({ kind: entries }).to_string())
-}
-
-/// As people do: nobody ever finds half a file.
-fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
-    let new = file.with_extension("new");
-    fs::write(&new, text)?;
-    fs::rename(&new, file).with_context(|| format!("replace {}", file.display()))
+    replace(file, json!({ kind: entries }).to_string())
 }
 
 /// What has to be on a program's `PATH` for it to find the credential helpers of `scenario`.

@@ -56,8 +56,7 @@ struct Shared {
 }
 
 impl Front {
-    /// On `host`, before the registry at `registry`; containerd and skimmerd are sent there by `hosts`, and know the host as
-    /// `name`.
+    /// On `host`, which containerd and skimmerd know as `name`, before the registry at `registry`: `hosts` send them there.
     pub fn start(host: Host, name: &str, registry: &str, hosts: &Path) -> anyhow::Result<Self> {
         let at = host.address();
         let listener = host.inside(|| TcpListener::bind((at, 0)))??;

@@ -13,6 +13,7 @@ pub mod ctr;
 pub mod debian;
 pub mod docker_config;
 pub mod estargz;
+pub mod files;
 pub mod fleet;
 pub mod front;
 pub mod http;

@@ -72,6 +72,7 @@ impl Names {
 
     /// From now on the name doesn't resolve.
     pub fn fail(&self, why: Failure) {
+        self.known.in_vain.store(0, Ordering::Relaxed);
         self.known.code.store(why as u8, Ordering::Relaxed);
     }
 
@@ -80,7 +81,7 @@ impl Names {
         self.known.code.store(0, Ordering::Relaxed);
     }
 
-    /// Questions about the name that were asked while it didn't resolve.
+    /// Questions about the name that have been asked since it last began to fail, and got no address.
     pub fn asked_in_vain(&self) -> usize {
         self.known.in_vain.load(Ordering::Relaxed)
     }

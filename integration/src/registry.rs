@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use skimmer_proto::Digest;
 
 use crate::command;
+use crate::files::replace;
 use crate::image::{Image, link};
 use crate::issuer::{Account, Issuer, Life};
 use crate::network::{self, Host};
@@ -190,7 +191,7 @@ impl Registry {
     /// Lets containerd and skimmerd trust the certificate that it has now.
     pub fn trust(&self, scenario: &Scenario) -> anyhow::Result<()> {
         let ca = scenario.hosts().join(&self.address).join("ca.pem");
-        std::fs::copy(self.certificate(), &ca)?;
+        replace(&ca, std::fs::read(self.certificate())?)?;
         let more = format!("ca = \"{}\"\n", ca.display());
         self.write_hosts(&scenario.hosts(), "https", &more)
     }
@@ -343,8 +344,7 @@ impl Registry {
         let text = format!(
             "server = \"{url}\"\n\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{more}"
         );
-        std::fs::write(folder.join("hosts.toml"), text)?;
-        Ok(())
+        replace(&folder.join("hosts.toml"), text)
     }
 }
 

@@ -36,7 +36,7 @@ const MIB: usize = 1 << 20;
 /// The seed peer, which has every image, and the node that things happen to.
 const SEED_PEER: usize = 0;
 const NODE: usize = 1;
-/// The registry's, to nodes.
+/// The front's, to nodes.
 const NAME: &str = "registry.test";
 /// The node's name at the registry.
 const USER: &str = "alice";
@@ -163,6 +163,7 @@ fn images(scenario: &Scenario, fleet: &Fleet<'_>) -> anyhow::Result<Images> {
         pulled: known("pulled", &[&[3 * MIB, 4097][..], &small].concat())?,
         filled: known("filled", &[8 * MIB])?,
         resting: known("resting", &[MIB])?,
+        late: known("late", &[2 * MIB])?,
     })
 }
 

@@ -3,6 +3,10 @@
 //! Whatever asks containerd or skimmerd for something may fail while one of them is down, and is tried again. What
 //! has been started must go on: a reader that finds other bytes, is told of an error or stands still is a failure.
 
+mod late;
+
+pub use late::{Late, Unread};
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +20,7 @@ use skimmer_integration::ctr::{Ctr, Pull, unique};
 use skimmer_integration::fleet::Machine;
 use skimmer_integration::skimmer::Skimmer;
 use skimmer_integration::skimmerd::MountMode;
+use skimmer_integration::world::drop_caches;
 use skimmer_proto::Digest;
 
 use super::images::Known;
@@ -46,6 +51,8 @@ pub struct Images {
     pub filled: Known,
     /// Completed, and from then on read by nobody unless [told](Load::run_what_rests).
     pub resting: Known,
+    /// Read for the first time while something is wrong.
+    pub late: Known,
 }
 
 /// Everything that goes on.
@@ -141,6 +148,9 @@ impl Load {
             let modes = hands.modes(&images.resting);
             (!modes.is_empty() && modes.iter().all(|mode| mode == "local")).then_some(())
         })?;
+        // What it was, the node remembers.
+        hands.ctr.pull(&Pull::new(&images.late.reference, "skimmer"))?;
+        hands.forget(&images.late)?;
         let shared = Arc::<Shared>::default();
         let files = steady.first().context("no readers")?.open(&hands.ctr)?;
         let until = Arc::clone(&shared);
@@ -182,7 +192,7 @@ impl Load {
             self.hands.remove_container(id);
         }
         anyhow::ensure!(passing.is_empty(), "containers {passing:?}");
-        for known in [&self.images.pulled, &self.images.filled] {
+        for known in [&self.images.pulled, &self.images.filled, &self.images.late] {
             self.hands.remove_image(&known.reference)?;
         }
         self.hands.end_leases()?;
@@ -215,8 +225,9 @@ impl Load {
         self.hands.check_in_container(&self.images.steady[0])
     }
 
-    /// Runs a container of the image that nobody has read since it came.
+    /// Runs a container of the image that nobody has read since it was complete, and has it read from the disk.
     pub fn run_what_rests(&self) -> anyhow::Result<()> {
+        drop_caches()?;
         self.hands.check_in_container(&self.images.resting)
     }
 
@@ -371,9 +382,7 @@ fn round(
         hands.remove_container(id);
         hands.passing(id).ok()?.is_empty().then_some(())
     })?;
-    hands.remove_image(&known.reference)?;
-    hands.skimmer.ask(&["cache", "prune"])?;
-    Ok(())
+    hands.forget(known)
 }
 
 impl Hands {
@@ -418,6 +427,13 @@ impl Hands {
     fn remove_image(&self, reference: &str) -> anyhow::Result<()> {
         let mut call = self.ctr.ctr()?;
         command::output_of(call.args(["image", "remove", "--sync", reference]), COMMAND_LIMIT)?;
+        Ok(())
+    }
+
+    /// Removes an image that nobody uses any more, and what is cached of it.
+    fn forget(&self, known: &Known) -> anyhow::Result<()> {
+        self.remove_image(&known.reference)?;
+        self.skimmer.ask(&["cache", "prune"])?;
         Ok(())
     }
 

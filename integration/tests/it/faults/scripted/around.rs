@@ -59,12 +59,15 @@ fn leave_alone(world: &mut World<'_>) -> anyhow::Result<()> {
     world.load.run_what_is_here()
 }
 
-/// As packages are upgraded: the file first, then a restart.
+/// As packages are upgraded: the file first, then a restart. The second time it is replaced while it runs.
 fn replace_program(world: &mut World<'_>) -> anyhow::Result<()> {
     let daemon = &mut world.fleet.machines[NODE].skimmerd;
-    daemon.replace_program()?;
-    daemon.terminate()?;
-    daemon.run()
+    for _ in 0..2 {
+        daemon.replace_program()?;
+        daemon.terminate()?;
+        daemon.run()?;
+    }
+    Ok(())
 }
 
 fn lose_metadata(world: &mut World<'_>) -> anyhow::Result<()> {

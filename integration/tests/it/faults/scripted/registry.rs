@@ -4,43 +4,44 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use skimmer_integration::command::{PATIENCE, wait_for};
 use skimmer_integration::docker_config;
 use skimmer_integration::front::Mood;
 use skimmer_integration::names::Failure;
 
-use super::{Fault, cable, fault, mood};
+use super::{Fault, cable, fault, mood, outage, refusal};
 use crate::faults::{NODE, SEED_PEER, USER, World};
 
 /// One after another.
 pub const FAULTS: [Fault; 16] = [
     fault("the other node is gone", |world| cable(world, SEED_PEER, false), |_| Ok(())),
-    fault(
+    outage(
         "the registry is gone",
         |world| world.fleet.registry.stop(),
         |world| world.fleet.registry.resume(),
     ),
-    fault(
+    outage(
         "the registry stands still",
         |world| world.fleet.registry.freeze(),
         |world| world.fleet.registry.thaw(),
     ),
-    fault("its name is unknown", |world| forget_name(world, Failure::Unknown), know_name),
-    fault("nobody knows any names", |world| forget_name(world, Failure::Server), know_name),
-    mood("too many requests", Mood::Refusing(429)),
-    mood("an internal error", Mood::Refusing(500)),
-    mood("unavailable", Mood::Refusing(503)),
-    mood("credentials are wanted", Mood::Refusing(401)),
+    outage("its name is unknown", |world| forget_name(world, Failure::Unknown), know_name),
+    outage("nobody knows any names", |world| forget_name(world, Failure::Server), know_name),
+    refusal("too many requests", 429),
+    refusal("an internal error", 500),
+    refusal("unavailable", 503),
+    refusal("credentials are wanted", 401),
     mood("tokens end", Mood::Expiring(Duration::from_secs(1))),
     mood("answers are cut off", Mood::Cutting(300_000)),
     mood("answers crawl", Mood::Crawling(100_000)),
     mood("answers are false", Mood::Falsifying),
     // From then on the registry wants one.
-    fault("the password is another", want_password, |world| log_in(world, TOMORROW)),
-    fault("the credential helper's is another", want_helpers_password, |world| {
+    outage("the password is another", want_password, |world| log_in(world, TOMORROW)),
+    outage("the credential helper's is another", want_helpers_password, |world| {
         world.helper.hand_out(NEXT_WEEK)
     }),
-    // From then on there is no front, which knows no TLS.
-    fault("its certificate is another", renew_certificate, |world| {
+    // Last: from then on there is no front, which knows no TLS, and no mood comes to anybody.
+    outage("its certificate is another", renew_certificate, |world| {
         world.fleet.registry.trust(world.scenario)
     }),
 ];
@@ -57,7 +58,9 @@ fn forget_name(world: &mut World<'_>, why: Failure) -> anyhow::Result<()> {
 
 fn know_name(world: &mut World<'_>) -> anyhow::Result<()> {
     let names = &world.names[NODE];
-    anyhow::ensure!(names.asked_in_vain() > 0, "nobody has asked for the registry's name");
+    wait_for("somebody asks for the registry", PATIENCE, || {
+        (names.asked_in_vain() > 0).then_some(())
+    })?;
     names.know();
     Ok(())
 }
