@@ -138,7 +138,11 @@ impl World {
         }
         world.wait_serving(&main)?;
         node::wait_connected(&world.containerd.address())?;
-        let images = world.skimmer.ask(&["status", &world.reference])?;
+        // Mounts are taken over one after another.
+        let images = wait_for("somebody serves the layer", PATIENCE, || {
+            let images = world.skimmer.ask(&["status", &world.reference]).ok()?;
+            (!images[0]["layers"][1]["server"].is_null()).then_some(images)
+        })?;
         let server = &images[0]["layers"][1]["server"];
         anyhow::ensure!(server == expected, "{server} serves, not {expected}: {images}");
         Ok(world)
