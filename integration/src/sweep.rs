@@ -76,11 +76,17 @@ pub fn processes_naming(folder: &Path) -> Vec<Pid> {
             continue;
         };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(needle) {
+        if names(&String::from_utf8_lossy(&line), needle) {
             found.push(Pid::from_raw(pid));
         }
     }
     found
+}
+
+/// Whether `line` names `folder`, not only another one with a longer number.
+fn names(line: &str, folder: &str) -> bool {
+    let mut rests = line.match_indices(folder).map(|(at, _)| &line[at + folder.len()..]);
+    rests.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
 }
 
 /// Ends the containers of the containerds in `folder`: runc keeps them under `<…>/runc/<namespace>/<id>`.
@@ -119,4 +125,17 @@ fn find_named(folder: &Path, name: &str, depth: usize) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+#[test]
+fn a_scenario_is_not_another_whose_number_begins_as_its_own() {
+    let own = "/tmp/skit-7-1";
+    for line in
+        [own, "skimmerd\0--config\0/tmp/skit-7-1/config.toml", "/tmp/skit-7-14 /tmp/skit-7-1"]
+    {
+        assert!(names(line, own), "{line}");
+    }
+    for line in ["", "skimmerd", "/tmp/skit-7-14/config.toml", "/tmp/skit-71-1"] {
+        assert!(!names(line, own), "{line}");
+    }
 }

@@ -371,10 +371,7 @@ fn round(
     }
     reader.go()?;
     // From here on it depends on nobody but who serves its files.
-    let read = wait_for("a container has read its files", 2 * PROGRESS, || {
-        (reader.rounds() > 0).then_some(())
-    });
-    if let Err(failure) = read.and_then(|()| reader.check()) {
+    if let Err(failure) = reader.wait_round(2 * PROGRESS) {
         let mut failures = shared.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.push(format!("{kind:?} {id}: {failure:#}"));
     }

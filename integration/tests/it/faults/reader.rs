@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -108,6 +109,14 @@ impl Reader {
         let wrong = fs::read_to_string(self.said.join("wrong")).unwrap_or_default();
         anyhow::ensure!(wrong.is_empty(), "{} found:\n{wrong}", self.id);
         Ok(())
+    }
+
+    /// Waits until it has read everything once, or fails as [`check`](Self::check) does.
+    pub fn wait_round(&self, limit: Duration) -> anyhow::Result<()> {
+        command::wait_for("a container has read its files", limit, || {
+            (self.rounds() > 0 || self.check().is_err()).then_some(())
+        })?;
+        self.check()
     }
 
     /// The files that it reads, opened in its own file system.

@@ -57,7 +57,7 @@ async fn an_index_that_lies_about_the_diff_id_is_purged_on_completion() {
     let honest = first.layer(&tar(&[("file", noise(3 << 20, 3))]));
     first.layers.begin(honest.clone()).ready().await.unwrap();
     let shown = first.layers.show(honest.blob.digest).unwrap();
-    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(first.source.clone());
     let mut lie = honest.clone();
     lie.diff_id = Digest::of(b"another layer");
     let encoded = shown.table.encode();
@@ -116,7 +116,7 @@ async fn an_index_that_lies_about_files_is_purged_on_completion() {
     let table = table.unwrap().encode();
     let length = (table.len() as u64).to_le_bytes();
     let bundle = [b"SKBUNDL1".as_slice(), &length, &table, index].concat();
-    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(first.source.clone());
     node.layers.import(bundle).await.unwrap();
     let layer = node.layers.begin(honest.clone());
     let path = layer.mount().await.unwrap().path;

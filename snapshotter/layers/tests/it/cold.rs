@@ -16,7 +16,7 @@ async fn mostly_there(files: &[(&str, Vec<u8>)]) -> (Node, skimmer_layers::Layer
     let spec = first.layer(&tar(files));
     first.layers.begin(spec.clone()).ready().await.unwrap();
     let bundle = first.layers.export(spec.blob.digest).unwrap();
-    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(first.source.clone());
     node.layers.import(bundle).await.unwrap();
     let path = node.layers.begin(spec.clone()).mount().await.unwrap().path;
     for (name, bytes) in &files[1..] {

@@ -44,7 +44,7 @@ async fn lazy(content: &[u8]) -> (Node, LayerSpec) {
     let spec = first.layer(&tar(&[("file", content.to_vec())]));
     first.layers.begin(spec.clone()).ready().await.unwrap();
     let bundle = first.layers.export(spec.blob.digest).unwrap();
-    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(first.source.clone());
     node.layers.import(bundle).await.unwrap();
     (node, spec)
 }

@@ -16,12 +16,12 @@ use crate::node::{Node, is_mounted, noise, read, tar};
 const MIB: usize = 1 << 20;
 
 /// A node with `layer` imported, not its bytes; the other node's source serves both.
-async fn with_index(files: &[(&str, Vec<u8>)]) -> (Node, skimmer_layers::LayerSpec) {
+pub async fn with_index(files: &[(&str, Vec<u8>)]) -> (Node, skimmer_layers::LayerSpec) {
     let first = Node::new();
     let spec = first.layer(&tar(files));
     first.layers.begin(spec.clone()).ready().await.unwrap();
     let bundle = first.layers.export(spec.blob.digest).unwrap();
-    let node = Node::over(first.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(first.source.clone());
     assert_eq!(node.layers.import(bundle).await.unwrap(), spec.blob.digest);
     node.source.served.store(0, Ordering::Relaxed);
     (node, spec)

@@ -4,6 +4,7 @@
 
 mod bad;
 mod cold;
+mod folders;
 mod keeper;
 mod kernel;
 mod lazy;

@@ -13,8 +13,8 @@ use skimmer_cache::{BlobKind, BlobRef, Cache, Origin};
 use skimmer_layers::{Config, LayerSpec, Layers, MountMode};
 use skimmer_proto::Digest;
 use skimmer_store::Store;
-use tempfile::TempDir;
 
+use crate::folders::Folder;
 use crate::keeper::Keeper;
 
 pub struct Node {
@@ -22,63 +22,55 @@ pub struct Node {
     pub layers: Layers,
     pub cache: Cache,
     pub source: Arc<Memory>,
-    pub directory: TempDir,
+    pub directory: Folder,
     trust_toc: bool,
     kernel: Option<Arc<Keeper>>,
 }
 
 impl Node {
     pub fn new() -> Self {
-        Self::over(Arc::default(), tempfile::tempdir().unwrap())
+        Self::over(Arc::default())
     }
 
-    pub fn over(source: Arc<Memory>, directory: TempDir) -> Self {
-        Self::with(source, directory, false, |_| {})
+    /// A node whose source others may have, too.
+    pub fn over(source: Arc<Memory>) -> Self {
+        Self::with(source, false, |_| {})
     }
 
     /// A node that mounts by TOCs.
     pub fn trusting(source: Arc<Memory>) -> Self {
-        Self::with(source, tempfile::tempdir().unwrap(), true, |_| {})
+        Self::with(source, true, |_| {})
     }
 
     /// A node that serves all its mounts itself.
     pub fn without_kernel(source: Arc<Memory>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::with(source, directory, false, |config| config.mode = MountMode::Fuse)
+        Self::with(source, false, |config| config.mode = MountMode::Fuse)
     }
 
     /// A node whose mounts are the kernel's, complete or not.
     pub fn in_kernel(source: Arc<Memory>, keeper: &Arc<Keeper>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::kept(source, directory, false, Some(Arc::clone(keeper)), |_| {})
+        Self::kept(source, Folder::new(), false, Some(Arc::clone(keeper)), |_| {})
     }
 
     /// The same, which mounts by TOCs.
     pub fn trusting_in_kernel(source: Arc<Memory>, keeper: &Arc<Keeper>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::kept(source, directory, true, Some(Arc::clone(keeper)), |_| {})
+        Self::kept(source, Folder::new(), true, Some(Arc::clone(keeper)), |_| {})
     }
 
     /// A node whose layers may take so much memory while they are indexed.
     pub fn limited(source: Arc<Memory>, metadata_bytes: u64) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::with(source, directory, false, |config| {
+        Self::with(source, false, |config| {
             config.limits.metadata_bytes = metadata_bytes;
         })
     }
 
-    fn with(
-        source: Arc<Memory>,
-        directory: TempDir,
-        trust_toc: bool,
-        change: impl FnOnce(&mut Config),
-    ) -> Self {
-        Self::kept(source, directory, trust_toc, None, change)
+    fn with(source: Arc<Memory>, trust_toc: bool, change: impl FnOnce(&mut Config)) -> Self {
+        Self::kept(source, Folder::new(), trust_toc, None, change)
     }
 
     fn kept(
         source: Arc<Memory>,
-        directory: TempDir,
+        directory: Folder,
         trust_toc: bool,
         kernel: Option<Arc<Keeper>>,
         change: impl FnOnce(&mut Config),

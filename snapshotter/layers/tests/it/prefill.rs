@@ -15,6 +15,7 @@ use skimmer_layers::mount::Mounts;
 use skimmer_layers::mount::prefill::{Filler, LeftPrefill, Prefill};
 use skimmer_layers::{LayerSpec, MountMode, State, error_chain};
 
+use crate::folders::Folder;
 use crate::keeper::Keeper;
 use crate::node::{Node, is_mounted, mounted_as, noise, read, tar};
 
@@ -235,7 +236,7 @@ async fn nobody_reads_zeros_if_it_is_not_known_which_file_was_about_to_be_read()
     let (content, other) = (noise(4 * MIB, 60), noise(4 * MIB, 61));
     let (node, keeper, spec, path) = lazy(&[("file", content.clone())]).await;
     let second = node.layer(&tar(&[("other", other.clone())]));
-    let first = Node::over(node.source.clone(), tempfile::tempdir().unwrap());
+    let first = Node::over(node.source.clone());
     first.layers.begin(second.clone()).ready().await.unwrap();
     let bundle = first.layers.export(second.blob.digest).unwrap();
     node.layers.import(bundle).await.unwrap();
@@ -318,7 +319,7 @@ fn nobody_waits_for_a_reader_whose_event_has_a_number_that_is_in_use() {
     if !kernel_asks() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = Folder::new();
     let keeper = Keeper::new(Lasts::Process);
     let open = || {
         let (keeper, kept) = keeper.keeping();
@@ -452,7 +453,7 @@ async fn only_where_the_descriptors_are_safe() {
         (MountMode::Kernel, Some(Lasts::UntilStop), None),
         (MountMode::Kernel, None, None),
     ] {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = Folder::new();
         let keeping = lasts.map(|lasts| Keeper::new(lasts).keeping());
         let opened = Mounts::open(directory.path(), mode, keeping);
         let lazily = opened.map(|mounts| mounts.lazily().is_ok()).ok();

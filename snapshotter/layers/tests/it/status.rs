@@ -33,7 +33,7 @@ async fn to_ask_is_no_use_and_leaves_no_trace() {
         [1, 2, 3].map(|seed| other.layer(&tar(&[("file", noise(2 * MIB, seed))])));
     other.layers.begin(indexed.clone()).ready().await.unwrap();
     let bundle = other.layers.export(indexed.blob.digest).unwrap();
-    let node = Node::over(other.source.clone(), tempfile::tempdir().unwrap());
+    let node = Node::over(other.source.clone());
     node.layers.import(bundle).await.unwrap();
     node.layers.begin(whole.clone()).ready().await.unwrap();
     node.cache.drain().await.unwrap();

@@ -95,7 +95,7 @@ async fn a_toc_mounts_at_once_and_gives_way_to_the_index() {
     node.layers.release(spec.blob.digest).await;
     assert!(!is_mounted(&first.path) && !is_mounted(&second.path));
 
-    let sober = Node::over(node.source.clone(), tempfile::tempdir().unwrap());
+    let sober = Node::over(node.source.clone());
     sober.layers.begin(spec.clone()).ready().await.unwrap();
     let [ours, theirs] = [&node, &sober].map(|n| n.layers.export(spec.blob.digest).unwrap());
     assert!(ours == theirs, "one index, whoever builds it");

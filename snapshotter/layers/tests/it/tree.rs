@@ -11,6 +11,7 @@ use std::process::Command;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use skimmer_layers::State;
 
+use crate::folders::Folder;
 use crate::node::{Node, noise};
 
 #[derive(Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ fn populate(root: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mounted_layer_is_what_tar_unpacks() {
     let node = Node::new();
-    let work = tempfile::tempdir().unwrap();
+    let work = Folder::new();
     let [from, to, file] = ["from", "to", "layer.tar"].map(|name| work.path().join(name));
     fs::create_dir(&from).unwrap();
     fs::create_dir(&to).unwrap();

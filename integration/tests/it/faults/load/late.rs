@@ -64,10 +64,7 @@ impl Late {
 
     /// Waits until it has read everything, and removes it and the image.
     pub fn finish(self) -> anyhow::Result<()> {
-        wait_for("a late reader has its files", PROGRESS, || {
-            (self.reader.rounds() > 0 || self.reader.check().is_err()).then_some(())
-        })?;
-        self.reader.check()?;
+        self.reader.wait_round(PROGRESS)?;
         self.hands.ctr.remove_container(self.reader.id())?;
         self.hands.forget(&self.known)
     }
