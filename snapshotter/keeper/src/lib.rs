@@ -77,6 +77,11 @@ pub enum Error {
     Unanswered { limit: std::time::Duration },
     #[error("systemd keeps no more than {max} descriptors of this unit (FileDescriptorStoreMax=)")]
     Full { max: usize },
+    #[error(
+        "the names of what systemd keeps of this unit would be longer than {limit} bytes, with which it couldn't be \
+         started again"
+    )]
+    Names { limit: usize },
     #[error("make a file in memory")]
     Memory { source: nix::Error },
     #[error(

@@ -22,6 +22,9 @@ use crate::{Error, Keeper, Kept, Lasts, check};
 /// How long systemd may take for what was sent to it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The longest variable that a process can be started with (`MAX_ARG_STRLEN` of execve(2)): all names together are one.
+const VARIABLE_BYTES: usize = 128 << 10;
+
 /// The store of the unit that this process runs in.
 pub struct Systemd {
     lasts: Lasts,
@@ -53,6 +56,22 @@ impl Systemd {
         Ok((Self { lasts, max: max(), names: Mutex::new(names) }, kept))
     }
 
+    /// Adds `name` to what is kept, as far as there is room. Whether it was there.
+    fn enter(&self, name: &str) -> Result<bool, Error> {
+        let mut names = self.names();
+        if names.contains(name) {
+            return Ok(true);
+        }
+        if names.len() >= self.max {
+            return Err(Error::Full { max: self.max });
+        }
+        if !fit(names.iter().map(String::as_str).chain([name])) {
+            return Err(Error::Names { limit: VARIABLE_BYTES });
+        }
+        names.insert(name.to_owned());
+        Ok(false)
+    }
+
     fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,6 +96,18 @@ fn barrier(limit: Duration) -> Result<(), Error> {
             Err(error) => return Err(notify(error.into())),
         }
     }
+}
+
+/// Has systemd close what it keeps under `name`.
+fn forget(name: &str) -> Result<(), Error> {
+    let state = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
+    sd_notify::notify(&state).map_err(|source| Error::Notify { source })
+}
+
+/// Whether the unit can be started with all of `names`, as `LISTEN_FDNAMES=<name>:…`: else it never would be again.
+fn fit<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let bytes: usize = names.map(|name| name.len() + ":".len()).sum();
+    "LISTEN_FDNAMES=".len() + bytes <= VARIABLE_BYTES
 }
 
 fn max() -> usize {
@@ -115,14 +146,10 @@ fn unit_of(cgroups: &str) -> Option<&str> {
 impl Keeper for Systemd {
     fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         check(name)?;
-        // Kept twice under one name, it would come back twice.
-        self.release(name)?;
-        let mut names = self.names();
-        if names.len() >= self.max {
-            return Err(Error::Full { max: self.max });
+        if self.enter(name)? {
+            // Kept twice under one name, it would come back twice.
+            forget(name)?;
         }
-        names.insert(name.to_owned());
-        drop(names);
         let state = [NotifyState::FdStore, NotifyState::FdName(name)];
         sd_notify::notify_with_fds(&state, &[fd]).map_err(|source| Error::Notify { source })?;
         barrier(PATIENCE)
@@ -131,8 +158,7 @@ impl Keeper for Systemd {
     fn release(&self, name: &str) -> Result<(), Error> {
         check(name)?;
         self.names().remove(name);
-        let state = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
-        sd_notify::notify(&state).map_err(|source| Error::Notify { source })
+        forget(name)
     }
 
     fn lasts(&self) -> Lasts {
@@ -183,6 +209,22 @@ mod tests {
         assert!(!preserves(""));
     }
 
+    #[test]
+    fn a_unit_is_never_given_more_names_than_it_can_be_started_with() {
+        for bytes in [1, 30, 255] {
+            let name = "n".repeat(bytes);
+            let most = VARIABLE_BYTES / (bytes + 1) - "LISTEN_FDNAMES=".len().div_ceil(bytes + 1);
+            let all = |count| std::iter::repeat_n(name.as_str(), count);
+            assert!(fit(all(most)) && !fit(all(most + 20)));
+            let starts = |count| {
+                let names = all(count).collect::<Vec<_>>().join(":");
+                Command::new("true").env("LISTEN_FDNAMES", names).status().is_ok()
+            };
+            assert!(starts(most), "{bytes}");
+            assert!(!starts(most + 20), "{bytes}");
+        }
+    }
+
     /// Tells [`keeps`] and [`gives_up`] that they are to be a service.
     const SERVICE: &str = "SKIMMER_TEST_SERVICE";
 
@@ -230,7 +272,6 @@ mod tests {
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let mut child = service("keeps", &path);
-        assert_eq!(receive(&socket).0, "FDSTOREREMOVE=1\nFDNAME=name\n");
         let (text, kept) = receive(&socket);
         assert_eq!((&text[..], kept.len()), ("FDSTORE=1\nFDNAME=name\n", 1));
         let (text, answer) = receive(&socket);

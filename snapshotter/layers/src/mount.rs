@@ -23,7 +23,7 @@ mod read_ahead;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ pub use kernel::version;
 use lazy::LeftData;
 pub use lazy::Reason;
 pub use left::Subject;
-use left::{DataName, Name};
+use left::{DataName, Name, Record};
 pub use mounted::Mount;
 use mounted::Server;
 use prefill::{FileId, LeftPrefill, Prefill};
@@ -360,9 +360,11 @@ impl Mounts {
             last = last.max(name.id);
             self.release(&name);
         }
-        for (name, fd) in kept.data.into_values() {
+        for (name, file) in kept.data.into_values() {
             last = last.max(name.id);
-            self.expect(name, fd.into(), false);
+            if kept.mounted.contains(&name.id) || self.expect(&name, &file, false).is_some() {
+                self.lend_later(name.blob, file);
+            }
         }
         self.next = AtomicU64::new(last + 1);
         if let (Some(prefill), Some(events)) = (&self.prefill, events) {
@@ -377,12 +379,13 @@ impl Mounts {
         line: &info::Line,
         kept: &mut KeptHere,
     ) -> Option<(Digest, LeftKind)> {
-        let Some(subject) = lazy::recorded(&line.mount_point) else {
+        let Some(Record { subject, kept: owner }) = lazy::recorded(&line.mount_point, id) else {
             let blob = kernel::inodes_of(&line.source).and_then(|inodes| left::blob_of(&inodes))?;
             return Some((blob, LeftKind::Kernel));
         };
-        let data = kept.data.remove(&id);
-        let file = data.and_then(|(name, fd)| self.expect(name, fd.into(), true));
+        let data = kept.data.get(&owner);
+        let file = data.and_then(|(name, file)| self.expect(name, file, true));
+        kept.mounted.extend(file.map(|_| owner));
         Some((subject.blob, LeftKind::Lazy { subject, file }))
     }
 
@@ -399,7 +402,7 @@ impl Mounts {
             } else if name == self.requests.name() {
                 sorted.requests = Some(fd);
             } else if let Some(name) = DataName::parse(&name).filter(|name| name.place == place) {
-                sorted.data.insert(name.id, (name, fd));
+                sorted.data.insert(name.id, (name, fd.into()));
             } else if let Some(name) = Name::parse(&name).filter(|name| name.place == place) {
                 sorted.fuse.insert(name.id, (name, fd));
             }
@@ -426,7 +429,9 @@ impl Mounts {
 #[derive(Default)]
 struct KeptHere {
     fuse: BTreeMap<u64, (Name, OwnedFd)>,
-    data: BTreeMap<u64, (DataName, OwnedFd)>,
+    data: BTreeMap<u64, (DataName, File)>,
+    /// Those of `data` that are of what is mounted.
+    mounted: BTreeSet<u64>,
     prefill: LeftPrefill,
     requests: Option<OwnedFd>,
 }

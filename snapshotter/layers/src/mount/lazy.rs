@@ -1,7 +1,7 @@
 //! Mounts by the kernel of layers that are not complete (see [`super::prefill`]).
 //!
-//! Owns: the records of such mounts, `<mounts>/<id>.lazy`, which hold the mount's [`Subject`]. A record is there before
-//! the mount, and as long as the mount may have to ask for bytes.
+//! Owns: the records of such mounts, `<mounts>/<id>.lazy` (see [`Record`]). A record is there before the mount, and as
+//! long as the mount may have to ask for bytes.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use skimmer_keeper::Lasts;
 use skimmer_proto::Digest;
 
 use super::kernel::{self, Kernel};
-use super::left::{self, DataName};
+use super::left::{self, DataName, Record};
 use super::mounted::{Mount, Server};
 use super::prefill::{self, FileId, Filler, LeftEvents, LeftPrefill, Prefill};
 use super::{Error, Mounts, Subject};
@@ -128,16 +128,19 @@ impl Mounts {
             let _ = fs::remove_file(&record);
             error
         };
-        fs::write(&record, subject.source())
-            .map_err(|source| undo(Error::Record { path: record.clone(), source }))?;
         let served = prefill.serve(filler, self.data_name(id, subject.blob));
-        let file = served.map_err(|source| undo(Error::Prefill { source }))?;
+        let (file, name) = served.map_err(|source| undo(Error::Prefill { source }))?;
+        let undo = |error| {
+            prefill.unmounted(file);
+            undo(error)
+        };
+        let text = Record { subject: *subject, kept: self.kept_id(&name, id) }.text();
+        fs::write(&record, text)
+            .map_err(|source| undo(Error::Record { path: record.clone(), source }))?;
         // By the descriptor: whatever has the file's name by now, this one is marked.
         let data = PathBuf::from(format!("/proc/self/fd/{}", filler.file().as_raw_fd()));
-        let bdi = Kernel::mount_gaps(inodes, &data, &path, &self.label).map_err(|source| {
-            prefill.unmounted(file);
-            undo(Error::Kernel { source })
-        })?;
+        let bdi = Kernel::mount_gaps(inodes, &data, &path, &self.label)
+            .map_err(|source| undo(Error::Kernel { source }))?;
         let lazy = Lazy { prefill: Arc::clone(prefill), file, record };
         Ok(self.mount(id, Server::Lazy(lazy)).reading_ahead_by(bdi))
     }
@@ -164,7 +167,12 @@ impl Mounts {
         }
         tracing::error!(layer = %subject.blob, mount = id,
             "nobody kept a mount that the kernel serves before it is complete: what was read of it since may be zeros, start its containers anew");
-        prefill.serve(filler, self.data_name(id, subject.blob)).map(lazy).map_err(failed)
+        let served = prefill.serve(filler, self.data_name(id, subject.blob));
+        let (file, name) = served.map_err(failed)?;
+        let record = Record { subject: *subject, kept: self.kept_id(&name, id) };
+        let path = left::record_of(&self.path(id));
+        fs::write(&path, record.text()).map_err(|source| Error::Record { path, source })?;
+        Ok(lazy(file))
     }
 
     /// What is left of the mount `id` to be unmounted.
@@ -211,6 +219,11 @@ impl Mounts {
         DataName { place: left::Name::place_of(&self.root), id, blob }.text()
     }
 
+    /// Of the mount that the descriptor was kept for which has this `name`, `id` itself or an earlier one.
+    fn kept_id(&self, name: &str, id: u64) -> u64 {
+        DataName::parse(name).map_or(id, |name| name.id)
+    }
+
     /// Takes over the events of an earlier process, if there are to be any.
     pub(super) fn open_prefill(
         &mut self,
@@ -248,27 +261,27 @@ impl Mounts {
         ours.any(|line| left::record_of(&line.mount_point).exists())
     }
 
-    /// Remembers the descriptor of a data file that was kept for mount `name.id`.
-    pub(super) fn expect(&self, name: DataName, file: File, mounted: bool) -> Option<FileId> {
+    /// The data file, kept under `name`, of something that is mounted or, if not `mounted`, still used.
+    pub(super) fn expect(&self, name: &DataName, file: &File, mounted: bool) -> Option<FileId> {
         let prefill = self.prefill.as_ref()?;
         let expected = file.try_clone().and_then(|same| prefill.expect(same, name.text(), mounted));
-        match expected {
-            Ok(id) => {
-                self.left_data().push(LeftData { blob: name.blob, file });
-                Some(id)
-            }
-            Err(error) => {
+        expected
+            .inspect_err(|error| {
                 tracing::error!(layer = %name.blob, mount = name.id, %error, "the kept descriptor of a data file is of no use");
-                None
-            }
-        }
+            })
+            .ok()
+    }
+
+    /// By `file`, which was kept, the data file of `blob` is to be opened.
+    pub(super) fn lend_later(&self, blob: Digest, file: File) {
+        self.left_data().push(LeftData { blob, file });
     }
 }
 
 /// What is mounted at `path`, if it is a mount that may have to ask for bytes.
-pub fn recorded(path: &Path) -> Option<Subject> {
+pub fn recorded(path: &Path, id: u64) -> Option<Record> {
     let text = fs::read_to_string(left::record_of(path)).ok()?;
-    Subject::parse(Path::new(&text))
+    Record::parse(&text, id)
 }
 
 /// Removes the record at `path`, whose mount is gone or complete.

@@ -92,6 +92,29 @@ impl DataName {
     }
 }
 
+/// What the record of a mount says that the kernel serves before it is complete: its [`Subject::source`]; in a second line
+/// the id in the [`DataName`] under which its data file's descriptor is kept, its own unless an earlier mount has that
+/// file, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub subject: Subject,
+    pub kept: u64,
+}
+
+impl Record {
+    pub fn text(&self) -> String {
+        format!("{}\n{}\n", self.subject.source(), self.kept)
+    }
+
+    /// Of the mount `id`.
+    pub fn parse(text: &str, id: u64) -> Option<Self> {
+        let mut lines = text.lines();
+        let subject = Subject::parse(Path::new(lines.next()?))?;
+        let kept = lines.next().map_or(Some(id), |line| line.parse().ok())?;
+        Some(Self { subject, kept })
+    }
+}
+
 /// The names under which the group of events and their journal are kept.
 pub fn prefill_names(place: u32, version: u32) -> [String; 2] {
     ["group".to_owned(), format!("journal-{version}")]
@@ -166,6 +189,18 @@ mod tests {
         assert_eq!(names, ["prefill.00a00b1e.group", "prefill.00a00b1e.journal-1"]);
         for wrong in ["fuse.1.2.3", &names[0], &names[1], &format!("{}.x", name.text())] {
             assert_eq!(DataName::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_record_says_whose_descriptor_is_kept() {
+        let [blob, diff_id, index] = [b"b", b"d", b"i"].map(|name| Digest::of(name));
+        let record = Record { subject: Subject { blob, diff_id, index }, kept: 3 };
+        assert_eq!(Record::parse(&record.text(), 9), Some(record));
+        let short = record.subject.source();
+        assert_eq!(Record::parse(&short, 9), Some(Record { kept: 9, ..record }));
+        for wrong in ["", "skimmer:\n3\n", &format!("{short}\nx")] {
+            assert_eq!(Record::parse(wrong, 9), None, "{wrong}");
         }
     }
 

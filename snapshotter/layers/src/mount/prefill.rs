@@ -15,8 +15,10 @@
 //!   unanswered, no other can have its number; or, if an earlier process took it, none is answered without it
 //!   ([`left`]).
 //! - A mark goes when the file is complete, or when nobody but us has it open.
-//! - The thread that takes events never waits for bytes.
+//! - The thread that takes events never waits for bytes, nor for long for a slot: those who wait for one file are
+//!   never more than there are slots for others.
 
+mod entry;
 pub mod fanotify;
 mod journal;
 mod left;
@@ -39,6 +41,7 @@ use nix::sys::stat::Mode;
 use skimmer_keeper::Keeper;
 
 use super::error_chain;
+use entry::{Entry, begin};
 use fanotify::Group;
 pub use journal::{FileId, VERSION};
 use journal::{Journal, LeftEvent, Slot};
@@ -108,19 +111,6 @@ struct Inner {
     finished: Mutex<BTreeSet<FileId>>,
 }
 
-/// A marked file.
-struct Entry {
-    file: File,
-    /// `None`: nobody serves it yet, or any more.
-    filler: Option<Arc<dyn Filler>>,
-    /// What is mounted of it in the directory of mounts.
-    mounts: usize,
-    /// The names of its kept descriptors.
-    kept: Vec<String>,
-    /// Those who wait for somebody to serve it.
-    waiting: Vec<(Range<u64>, Arc<Ticket>)>,
-}
-
 impl Prefill {
     /// Whether it can be done for files in the file system of directory `dir`.
     pub fn probe(dir: &std::path::Path) -> Result<(), Error> {
@@ -140,19 +130,25 @@ impl Prefill {
         keeper: Option<Arc<dyn Keeper>>,
         names: [&str; 2],
     ) -> Result<(Self, LeftEvents), Error> {
+        // What was left is kept already, and at no moment not: then nobody might have it.
+        let [group_name, journal_name] = names;
         let group = match left.group {
             Some(descriptor) => Group::left(descriptor),
-            None => Group::new().map_err(|source| Error::Group { source })?,
+            None => {
+                let group = Group::new().map_err(|source| Error::Group { source })?;
+                keep(keeper.as_ref(), group_name, group.as_fd())?;
+                group
+            }
         };
-        let found = left.journal.map(Journal::left).transpose();
-        let found = found.map_err(|source| Error::Journal { source })?;
-        let (journal, events) = match found {
-            Some(found) => found,
-            None => (Journal::new().map_err(|source| Error::Journal { source })?, Vec::new()),
+        let failed = |source| Error::Journal { source };
+        let (journal, events) = match left.journal {
+            Some(descriptor) => Journal::left(descriptor).map_err(failed)?,
+            None => {
+                let journal = Journal::new().map_err(failed)?;
+                keep(keeper.as_ref(), journal_name, journal.as_fd())?;
+                (journal, Vec::new())
+            }
         };
-        for (name, descriptor) in names.into_iter().zip([group.as_fd(), journal.as_fd()]) {
-            keep(keeper.as_ref(), name, descriptor)?;
-        }
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = wake.map_err(|errno| Error::Thread { source: errno.into() })?;
         // Before anything else takes the numbers.
@@ -186,13 +182,16 @@ impl Prefill {
     }
 
     /// A descriptor of a data file that an earlier process marked, kept under `name`. `mounted`: somebody
-    /// [will serve](Prefill::serve) it, and its readers wait; else they get errors.
+    /// [will serve](Prefill::resume) it, once for each time that this is said, and its readers wait; else they get
+    /// errors.
     pub fn expect(&self, file: File, name: String, mounted: bool) -> io::Result<FileId> {
         let id = FileId::of(file.as_fd())?;
         let mut files = self.inner.files();
         self.inner.finished().remove(&id);
-        let entry = files.entry(id).or_insert_with(|| Entry::new(file));
-        entry.kept.push(name);
+        let entry = files.entry(id).or_insert_with(|| Entry::new(file, name.clone()));
+        if !entry.kept.contains(&name) {
+            entry.kept.push(name);
+        }
         entry.mounts += usize::from(mounted);
         Ok(id)
     }
@@ -213,24 +212,20 @@ impl Prefill {
         Ok(())
     }
 
-    /// Marks the file of `filler`, which is then to be mounted, and serves it. Its descriptor is kept under `name`.
-    pub fn serve(&self, filler: &Arc<dyn Filler>, name: String) -> Result<FileId, Error> {
+    /// Marks the file of `filler`, which is then to be mounted, and serves it. Its descriptor is kept under `name`, or
+    /// under that which it has from an earlier mount: nobody keeps one twice. The second is the name that it has.
+    pub fn serve(&self, filler: &Arc<dyn Filler>, name: String) -> Result<(FileId, String), Error> {
         let failed = |source| Error::Mark { source };
         let id = FileId::of(filler.file().as_fd()).map_err(failed)?;
+        if let Some(entry) = self.inner.files().get_mut(&id) {
+            return self.inner.add_mount(entry, filler).map(|name| (id, name));
+        }
         let file = filler.file().try_clone().map_err(failed)?;
         keep(self.inner.keeper.as_ref(), &name, file.as_fd())?;
         let mut files = self.inner.files();
         self.inner.finished().remove(&id);
-        let entry = files.entry(id).or_insert_with(|| Entry::new(file));
-        entry.kept.push(name);
-        entry.mounts += 1;
-        entry.filler = Some(Arc::clone(filler));
-        let marked = self.inner.group.mark(filler.file());
-        if marked.is_err() {
-            entry.mounts -= 1;
-        }
-        marked.map_err(failed)?;
-        Ok(id)
+        let entry = files.entry(id).or_insert_with(|| Entry::new(file, name));
+        self.inner.add_mount(entry, filler).map(|name| (id, name))
     }
 
     /// The file is complete: nobody is asked any more before it is read.
@@ -288,13 +283,15 @@ impl Drop for Prefill {
 /// What an earlier process took and didn't answer.
 pub struct LeftEvents(Vec<LeftEvent>);
 
-impl Entry {
-    const fn new(file: File) -> Self {
-        Self { file, filler: None, mounts: 0, kept: Vec::new(), waiting: Vec::new() }
-    }
-}
-
 impl Inner {
+    /// One more mount of the file of `entry`, which `filler` serves from now on. The name under which it is kept.
+    fn add_mount(&self, entry: &mut Entry, filler: &Arc<dyn Filler>) -> Result<String, Error> {
+        self.group.mark(filler.file()).map_err(|source| Error::Mark { source })?;
+        entry.mounts += 1;
+        entry.filler = Some(Arc::clone(filler));
+        Ok(entry.kept[0].clone())
+    }
+
     /// The thread that takes events.
     fn run(self: &Arc<Self>) {
         while !self.is_stopped() {
@@ -352,14 +349,16 @@ impl Inner {
         let ticket = Ticket::new(self, slot, number, 1);
         let file = file?;
         self.journal.identify(slot, file);
-        self.begin(file, event.range, &ticket);
+        // As many for each as there is room for others: so there always is some.
+        self.begin(file, event.range, &ticket, self.journal.room());
         Ok(true)
     }
 
-    /// Begins on what a reader waits for. Dropping the ticket, which nobody has filled, is an error for the reader.
-    fn begin(&self, id: FileId, range: Option<Range<u64>>, ticket: &Arc<Ticket>) {
+    /// Begins on what a reader waits for, unless more than `limit` would wait for this file. Dropping the ticket, which
+    /// nobody has filled, is an error for the reader.
+    fn begin(&self, id: FileId, range: Option<Range<u64>>, ticket: &Arc<Ticket>, limit: usize) {
         let Some(range) = range else { return };
-        let filler = {
+        let (filler, admitted) = {
             let mut files = self.files();
             let Some(entry) = files.get_mut(&id) else {
                 if self.finished().contains(&id) {
@@ -367,13 +366,14 @@ impl Inner {
                 }
                 return;
             };
-            if entry.filler.is_none() && entry.mounts > 0 {
-                entry.waiting.push((range.clone(), Arc::clone(ticket)));
-            }
-            entry.filler.clone()
+            let admitted = entry.admit(&range, ticket, limit);
+            (entry.filler.clone(), admitted)
         };
-        if let Some(filler) = filler {
+        let Some(filler) = filler else { return };
+        if admitted {
             begin(&filler, range, Arc::clone(ticket));
+        } else if filler.has(&range) {
+            ticket.filled();
         }
     }
 
@@ -387,7 +387,9 @@ impl Inner {
             let number = Number::left(event.number);
             let ticket = Ticket::new(self, slot, number, files.len().max(1));
             tracing::info!(range = ?event.range, files = files.len(), "a reader waits for what an earlier process began");
-            files.into_iter().for_each(|file| self.begin(file, event.range.clone(), &ticket));
+            for file in files {
+                self.begin(file, event.range.clone(), &ticket, usize::MAX);
+            }
         }
     }
 
@@ -478,17 +480,4 @@ fn keep(
         let _ = keeper.release(name);
         Error::Keep { source }
     })
-}
-
-/// Answers at once, or when the bytes have come.
-fn begin(filler: &Arc<dyn Filler>, range: Range<u64>, ticket: Arc<Ticket>) {
-    if filler.has(&range) {
-        return ticket.filled();
-    }
-    let done = move |there: bool| {
-        if there {
-            ticket.filled();
-        }
-    };
-    Arc::clone(filler).fill(range, Box::new(done));
 }

@@ -1,4 +1,5 @@
-//! Somebody who keeps descriptors, in this process.
+//! Somebody who keeps descriptors, in this process, and is as particular as systemd: what is kept already, under this name
+//! or another, isn't to be handed over again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,7 +7,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
+use nix::sys::stat::{SFlag, fstat};
 use skimmer_keeper::{Error, Kept, Lasts};
+
+/// Of a journal of events: 72 for the event, 16 for its file.
+pub const SLOT_BYTES: usize = 72 + 16;
 
 pub struct Keeper {
     lasts: Lasts,
@@ -35,9 +40,7 @@ impl Keeper {
 
     /// As if the process had ended between the taking of each event in its journal and the look at its file.
     pub fn forget_files(&self) {
-        // Slots of 72 bytes for the event, 16 for the file.
-        const SLOT: usize = 88;
-        const EVENT: usize = 72;
+        const EVENT: usize = SLOT_BYTES - 16;
         let kept = self.kept.lock().unwrap();
         let journal = kept.iter().find(|(name, _)| name.contains("journal")).unwrap().1;
         let journal = File::from(journal.try_clone().unwrap());
@@ -45,11 +48,11 @@ impl Keeper {
         let mut slots = vec![0; len];
         journal.read_exact_at(&mut slots, 0).unwrap();
         let mut forgotten = 0;
-        for (n, slot) in slots.chunks(SLOT).enumerate() {
+        for (n, slot) in slots.chunks(SLOT_BYTES).enumerate() {
             if slot[..4] != [0; 4] {
-                assert_ne!(slot[EVENT..], [0; SLOT - EVENT]);
-                let at = n * SLOT + EVENT;
-                journal.write_all_at(&[0; SLOT - EVENT], at as u64).unwrap();
+                assert_ne!(slot[EVENT..], [0; SLOT_BYTES - EVENT]);
+                let at = n * SLOT_BYTES + EVENT;
+                journal.write_all_at(&[0; SLOT_BYTES - EVENT], at as u64).unwrap();
                 forgotten += 1;
             }
         }
@@ -65,7 +68,10 @@ impl Keeper {
 impl skimmer_keeper::Keeper for Keeper {
     fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let fd = fd.try_clone_to_owned().unwrap();
-        self.kept.lock().unwrap().insert(name.to_owned(), fd);
+        let mut kept = self.kept.lock().unwrap();
+        let same = kept.iter().find(|(_, other)| is_same_file(other, &fd)).map(|(name, _)| name);
+        assert_eq!(same, None, "{name} is kept already");
+        assert!(kept.insert(name.to_owned(), fd).is_none(), "{name} is kept twice");
         Ok(())
     }
 
@@ -77,4 +83,11 @@ impl skimmer_keeper::Keeper for Keeper {
     fn lasts(&self) -> Lasts {
         self.lasts
     }
+}
+
+/// Whether both are of one regular file.
+fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let [one, other] = [one, other].map(|fd| fstat(fd).unwrap());
+    let is_regular = SFlag::from_bits_truncate(one.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+    is_regular && (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }

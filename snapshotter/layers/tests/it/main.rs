@@ -5,6 +5,7 @@
 mod bad;
 mod cold;
 mod folders;
+mod gaps;
 mod keeper;
 mod kernel;
 mod lazy;

@@ -1,18 +1,16 @@
 //! The kernel serves layers before they are complete: it asks for what is missing, and nobody ever reads a hole.
 
 use std::fs::{self, File};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use skimmer_cache::source::memory::Memory;
 use skimmer_keeper::Lasts;
 use skimmer_layers::mount::Mounts;
-use skimmer_layers::mount::prefill::{Filler, LeftPrefill, Prefill};
+use skimmer_layers::mount::prefill::Prefill;
 use skimmer_layers::{LayerSpec, MountMode, State, error_chain};
 
 use crate::folders::Folder;
@@ -21,7 +19,7 @@ use crate::node::{Node, is_mounted, mounted_as, noise, read, tar};
 
 const MIB: usize = 1 << 20;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the kernel can't, there is nothing to test.
 pub fn kernel_asks() -> bool {
@@ -255,109 +253,6 @@ async fn nobody_reads_zeros_if_it_is_not_known_which_file_was_about_to_be_read()
     assert!(second_file.await.unwrap().unwrap() == other);
 }
 
-/// A file that is filled when the test says so.
-struct Slow {
-    file: File,
-    asked: Mutex<mpsc::Sender<Box<dyn FnOnce(bool) + Send>>>,
-}
-
-impl Filler for Slow {
-    fn file(&self) -> &File {
-        &self.file
-    }
-
-    fn has(&self, _: &Range<u64>) -> bool {
-        false
-    }
-
-    fn fill(self: Arc<Self>, _: Range<u64>, done: Box<dyn FnOnce(bool) + Send>) {
-        self.asked.lock().unwrap().send(done).unwrap();
-    }
-}
-
-/// A file of 4096 bytes that aren't there yet, at `path`.
-struct Gap {
-    path: PathBuf,
-    filler: Arc<dyn Filler>,
-    asked: mpsc::Receiver<Box<dyn FnOnce(bool) + Send>>,
-}
-
-impl Gap {
-    fn new(path: PathBuf) -> Self {
-        let file = File::create_new(&path).unwrap();
-        file.set_len(4096).unwrap();
-        let (sender, asked) = mpsc::channel();
-        Self { path, filler: Arc::new(Slow { file, asked: Mutex::new(sender) }), asked }
-    }
-
-    /// Begins to read it.
-    fn read(&self) -> mpsc::Receiver<[u8; 4096]> {
-        let (path, (sender, read)) = (self.path.clone(), mpsc::channel());
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            File::open(path).unwrap().read_exact_at(&mut bytes, 0).unwrap();
-            sender.send(bytes).unwrap();
-        });
-        read
-    }
-
-    /// What is to be told when it is filled, once a reader waits.
-    fn asked(&self) -> Box<dyn FnOnce(bool) + Send> {
-        self.asked.recv_timeout(PATIENCE).expect("nobody asked")
-    }
-
-    /// Once a reader waits, gives it what it reads.
-    fn fill(&self) {
-        let done = self.asked();
-        self.filler.file().write_all_at(&[7; 4096], 0).unwrap();
-        done(true);
-    }
-}
-
-#[test]
-fn nobody_waits_for_a_reader_whose_event_has_a_number_that_is_in_use() {
-    if !kernel_asks() {
-        return;
-    }
-    let directory = Folder::new();
-    let keeper = Keeper::new(Lasts::Process);
-    let open = || {
-        let (keeper, kept) = keeper.keeping();
-        let of = |name| kept.iter().find(|kept| kept.name == name);
-        let of = |name| of(name).map(|kept| kept.fd.try_clone().unwrap());
-        let left = LeftPrefill { group: of("group"), journal: of("journal") };
-        Prefill::open(left, Some(keeper), ["group", "journal"]).unwrap()
-    };
-    let [gap, other] = ["gap", "other"].map(|name| Gap::new(directory.path().join(name)));
-    let (first, events) = open();
-    first.start(events).unwrap();
-    first.serve(&gap.filler, "first".to_owned()).unwrap();
-    let waits = gap.read();
-    let unanswered = gap.asked();
-    first.leave();
-    drop((unanswered, first));
-
-    // The number of the event is among these.
-    let taken: Vec<File> = (0..64).map(|_| File::open("/dev/null").unwrap()).collect();
-    let (second, events) = open();
-    let file = gap.filler.file().try_clone().unwrap();
-    let id = second.expect(file, "first".to_owned(), true).unwrap();
-    second.start(events).unwrap();
-    second.serve(&other.filler, "second".to_owned()).unwrap();
-    let read_other = || {
-        let read = other.read();
-        other.fill();
-        assert_eq!(read.recv_timeout(PATIENCE).unwrap(), [7; 4096]);
-    };
-    read_other();
-    drop(taken);
-    read_other();
-    assert!(waits.try_recv().is_err(), "nobody has answered it");
-    second.resume(id, &gap.filler).unwrap();
-    gap.fill();
-    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), [7; 4096]);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_what_nobody_wants_any_more_are_told() {
     if !kernel_asks() {
@@ -397,6 +292,32 @@ async fn what_is_open_is_served_after_the_release() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the file stays marked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_mounted_again_while_it_is_still_used_survives_too() {
+    if !kernel_asks() {
+        return;
+    }
+    let content = noise(8 * MIB, 62);
+    let (node, keeper, spec, path) = lazy(&[("file", content.clone())]).await;
+    let file = File::open(path.join("file")).unwrap();
+    node.layers.release(spec.blob.digest).await;
+    assert!(!is_mounted(&path));
+    let again = node.layers.begin(spec.clone()).mount().await.unwrap().path;
+    assert!(again != path && is_lazy(&again));
+    assert_eq!(keeper.names().len(), 3, "group, journal and file: {:?}", keeper.names());
+    node.source.down.store(true, Ordering::Relaxed);
+    let waiting = reader(&again.join("file"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.layers.leave();
+    node.source.down.store(false, Ordering::Relaxed);
+    let node = node.succeed().await;
+    node.layers.resume([spec]);
+    assert!(waiting.await.unwrap().unwrap() == content);
+    let mut bytes = vec![0; content.len()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

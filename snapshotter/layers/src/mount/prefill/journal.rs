@@ -23,7 +23,7 @@ const AREA_BYTES: usize = EVENT_BYTES + 24;
 const SLOT_BYTES: usize = AREA_BYTES + 2 * 8;
 
 /// Events that may be taken and not answered: as many readers wait in this process, more in the kernel.
-const SLOTS: usize = 4096;
+const SLOTS: usize = 16 << 10;
 
 /// Each takes a descriptor: others need some too.
 const DESCRIPTORS_SHARE: i64 = 4;
@@ -75,18 +75,19 @@ impl Journal {
 
     fn open(file: File) -> io::Result<(Self, Vec<LeftEvent>)> {
         let len = file.metadata()?.len();
-        if len != (SLOTS * SLOT_BYTES) as u64 {
-            return Err(io::Error::other(format!("a journal of {len} bytes")));
-        }
-        let map = MmapOptions::new().len(SLOTS * SLOT_BYTES).populate().map_raw(&file)?;
+        let bytes = usize::try_from(len).ok().filter(|len| *len > 0 && len % SLOT_BYTES == 0);
+        let bytes = bytes.ok_or_else(|| io::Error::other(format!("a journal of {len} bytes")))?;
+        // An earlier process may have made it for more or fewer.
+        let slots = bytes / SLOT_BYTES;
+        let map = MmapOptions::new().len(bytes).populate().map_raw(&file)?;
         // The kernel fails an event that it can't write: the pages have to stay.
         map.lock()?;
         let descriptors = nix::unistd::sysconf(nix::unistd::SysconfVar::OPEN_MAX)?;
         let bound =
-            descriptors.map_or(SLOTS, |n| usize::try_from(n / DESCRIPTORS_SHARE).unwrap_or(1));
+            descriptors.map_or(slots, |n| usize::try_from(n / DESCRIPTORS_SHARE).unwrap_or(1));
         let journal = Self { file, map, free: Mutex::default() };
         let mut left = Vec::new();
-        for slot in (0..SLOTS).rev().map(Slot) {
+        for slot in (0..slots).rev().map(Slot) {
             match journal.event(slot) {
                 Some(event) => left.push(LeftEvent { slot, event, file: journal.file_of(slot) }),
                 None if journal.free().len() < bound.max(1) => journal.clear(slot),
@@ -99,6 +100,11 @@ impl Journal {
     /// A slot for the next event; `None` as long as there is none.
     pub fn take(&self) -> Option<Slot> {
         self.free().pop()
+    }
+
+    /// How many slots are free.
+    pub fn room(&self) -> usize {
+        self.free().len()
     }
 
     /// Has the kernel write the next event into `slot`, which goes back if there is none.
@@ -231,6 +237,16 @@ mod tests {
     #[test]
     fn another_file_is_no_journal() {
         let file = tempfile::tempfile().unwrap();
+        assert!(Journal::left(file.try_clone().unwrap().into()).is_err());
+        file.set_len(3 * SLOT_BYTES as u64 + 1).unwrap();
         assert!(Journal::left(file.into()).is_err());
+    }
+
+    #[test]
+    fn an_earlier_journal_has_the_slots_that_it_has() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * SLOT_BYTES as u64).unwrap();
+        let (journal, left) = Journal::left(file.into()).unwrap();
+        assert_eq!((journal.room(), left), (3, Vec::new()));
     }
 }

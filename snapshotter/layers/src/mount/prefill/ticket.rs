@@ -4,8 +4,8 @@
 //! was filled, and gets EIO if not. When the process is about to end nobody is answered; the event stays in the
 //! journal.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::Inner;
 use super::journal::Slot;
@@ -17,11 +17,19 @@ pub struct Ticket {
     number: Number,
     /// Fills that are still needed before the reader may read.
     needed: AtomicUsize,
+    /// Says that the reader waits for the first file that he [joined](Self::join) the others of.
+    joined: OnceLock<Arc<()>>,
 }
 
 impl Ticket {
     pub fn new(inner: &Arc<Inner>, slot: Slot, number: Number, needed: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Arc::clone(inner), slot, number, needed: AtomicUsize::new(needed) })
+        let (inner, needed) = (Arc::clone(inner), AtomicUsize::new(needed));
+        Arc::new(Self { inner, slot, number, needed, joined: OnceLock::new() })
+    }
+
+    /// Holds a clone of `readers` for as long as the reader waits.
+    pub fn join(&self, readers: &Arc<()>) {
+        self.joined.get_or_init(|| Arc::clone(readers));
     }
 
     /// One of the needed fills is done.
