@@ -21,7 +21,7 @@ pub struct Config {
     /// How long a container must have run before its layers are completed in the background;
     /// `None`: never.
     pub background_delay: Option<Duration>,
-    /// How long a reader waits for bytes before it gets EIO.
+    /// How long a reader waits, for its turn and for bytes, before it gets EIO.
     pub deadline: Duration,
     /// Most bytes that one layer may decode to.
     pub max_data_bytes: u64,

@@ -72,6 +72,8 @@ pub enum Error {
     Write { chunk: usize, source: io::Error },
     #[error("decoding chunk {chunk} was interrupted")]
     Interrupted { chunk: usize },
+    #[error("the bytes did not come before the deadline")]
+    Late,
     #[error("the layer turned out not to be what it was mounted for; start its containers anew")]
     Condemned,
 }

@@ -12,8 +12,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout_at;
 
 /// Names a layer.
 pub type LayerId = u64;
@@ -153,12 +155,23 @@ impl Places {
     }
 }
 
+/// There was no place in time.
+#[derive(Debug, thiserror::Error)]
+#[error("too many were waiting already: no turn came before the deadline")]
+pub struct Late;
+
 impl Share {
-    /// Waits for a place. `None`: there will be none.
+    /// Waits for a place. `None`: there will be none. Cancelling it is safe: the place goes to who is next.
     pub async fn take(&self) -> Option<Place> {
         let (sender, receiver) = oneshot::channel();
         let at_once = self.places.turns().take(self.layer, sender).is_some();
         if at_once { Some(self.places.place(self.layer)) } else { receiver.await.ok() }
+    }
+
+    /// Waits for a place until `until`. One that is free is taken even later.
+    pub async fn take_until(&self, until: Instant) -> Result<Place, Late> {
+        let place = timeout_at(until.into(), self.take()).await;
+        place.ok().flatten().ok_or(Late)
     }
 }
 
@@ -172,6 +185,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::{any, prop_assert, proptest};
 
@@ -252,5 +267,18 @@ mod tests {
         drop(second);
         drop(last.await.unwrap());
         drop((one.take().await.unwrap(), other.take().await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_place_beyond_the_deadline() {
+        let share = Places::new(1).share();
+        let place = share.take().await.unwrap();
+        let began = Instant::now();
+        let until = began + Duration::from_millis(50);
+        let late = futures::future::join(share.take_until(until), share.take_until(until)).await;
+        assert!(matches!(late, (Err(Late), Err(Late))));
+        assert!(began.elapsed() >= Duration::from_millis(50));
+        drop(place);
+        assert!(share.take_until(until).await.is_ok(), "it is free");
     }
 }

@@ -43,9 +43,12 @@ pub trait Content: Send + Sync + 'static {
     /// Whether all of `range` of the data file can be read; to be asked under [`Content::hold`].
     fn has(&self, range: &Range<u64>) -> bool;
 
-    /// Completes once [`Content::has`] all of `ranges`; fails only after the deadline.
-    fn ensure(&self, ranges: &[Range<u64>])
-    -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Completes once [`Content::has`] all of `ranges`; fails only after the deadline, and soon after `until`.
+    fn ensure(
+        &self,
+        ranges: &[Range<u64>],
+        until: Instant,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// A read of file `inode` got EIO.
     fn failed(&self, inode: Nid, error: &(dyn std::error::Error + 'static));
@@ -60,6 +63,7 @@ pub trait Content: Send + Sync + 'static {
 /// Answers reads of one layer.
 pub struct Reader<C: Content> {
     content: C,
+    deadline: Duration,
     buffers: Arc<Buffers>,
     runtime: Handle,
     share: Share,
@@ -67,15 +71,17 @@ pub struct Reader<C: Content> {
 }
 
 impl<C: Content> Reader<C> {
-    /// `share`: of the places for reads that wait for bytes.
+    /// `deadline`: how long a read may wait, for its turn and for bytes. `share`: of the places for reads that wait
+    /// for bytes.
     pub fn new(
         content: C,
+        deadline: Duration,
         buffers: Arc<Buffers>,
         runtime: Handle,
         share: Share,
         leaving: Leaving,
     ) -> Arc<Self> {
-        Arc::new(Self { content, buffers, runtime, share, leaving })
+        Arc::new(Self { content, deadline, buffers, runtime, share, leaving })
     }
 
     pub fn inodes(&self) -> &Inodes<C::Bytes> {
@@ -93,13 +99,14 @@ impl<C: Content> Reader<C> {
 
     /// Answers a read of up to `size` bytes of a regular file.
     pub fn read(self: &Arc<Self>, inode: &Inode, offset: u64, size: u32, answer: Answer) {
+        let arrived = Instant::now();
         self.content.asked();
         let end = offset.saturating_add(u64::from(size)).min(inode.size);
         if offset >= end {
             return answer.data(&[]);
         }
         let extents = joined(self.inodes().extents(inode.nid, offset..end));
-        let request = Read { inode: inode.nid, range: offset..end, extents };
+        let request = Read { inode: inode.nid, range: offset..end, extents, arrived };
         let ranges = request.ranges();
         ranges.iter().for_each(|range| self.content.touch(range));
         if let Some(answer) = self.answer(&request, &ranges, answer) {
@@ -114,27 +121,46 @@ impl<C: Content> Reader<C> {
         ranges: Vec<Range<u64>>,
         mut answer: Answer,
     ) {
-        let started = Instant::now();
-        let Some(_place) = self.share.take().await else {
-            return answer.error(Errno::EIO);
-        };
+        let (inode, arrived) = (request.inode, request.arrived);
+        let until = arrived + self.deadline;
         let wanted = Arc::new((request, ranges));
-        for _ in 0..ATTEMPTS {
-            let ensured = self.content.ensure(&wanted.1).await;
-            self.content.waited(started.elapsed());
-            if let Err(error) = ensured {
-                return self.fail(answer, wanted.0.inode, &error);
+        let _place = match self.share.take_until(until).await {
+            Ok(place) => place,
+            Err(error) => {
+                self.content.waited(arrived.elapsed());
+                // Others may have waited for the same bytes.
+                if let Some(unanswered) = self.answer_aside(&wanted, answer).await {
+                    self.fail(unanswered, inode, &error);
+                }
+                return;
             }
-            let (this, wanted) = (Arc::clone(&self), Arc::clone(&wanted));
-            let answered =
-                tokio::task::spawn_blocking(move || this.answer(&wanted.0, &wanted.1, answer));
-            match answered.await {
-                Ok(Some(unanswered)) => answer = unanswered,
-                Ok(None) | Err(_) => return,
+        };
+        for _ in 0..ATTEMPTS {
+            let ensured = self.content.ensure(&wanted.1, until).await;
+            self.content.waited(arrived.elapsed());
+            if let Err(error) = ensured {
+                return self.fail(answer, inode, &error);
+            }
+            match self.answer_aside(&wanted, answer).await {
+                Some(unanswered) => answer = unanswered,
+                None => return,
             }
         }
         let error = io::Error::other("what was fetched went again");
-        self.fail(answer, wanted.0.inode, &error);
+        self.fail(answer, inode, &error);
+    }
+
+    /// [`Self::answer`] on a thread that may wait for the disk.
+    async fn answer_aside(
+        self: &Arc<Self>,
+        wanted: &Arc<(Read, Vec<Range<u64>>)>,
+        answer: Answer,
+    ) -> Option<Answer> {
+        let (this, wanted) = (Arc::clone(self), Arc::clone(wanted));
+        let answered =
+            tokio::task::spawn_blocking(move || this.answer(&wanted.0, &wanted.1, answer));
+        // Where it was interrupted, the answer was dropped, and so given.
+        answered.await.ok().flatten()
     }
 
     fn fail(&self, answer: Answer, inode: Nid, error: &(dyn std::error::Error + 'static)) {
@@ -172,6 +198,7 @@ struct Read {
     inode: Nid,
     range: Range<u64>,
     extents: Vec<FileExtent>,
+    arrived: Instant,
 }
 
 impl Read {

@@ -15,6 +15,7 @@ use skimmer_index::erofs::{Inodes, Nid};
 use skimmer_index::index::{LayerIndex, Layout};
 use skimmer_index::tree::Tree;
 use skimmer_proto::{Digest, PieceTable};
+use tokio::time::timeout_at;
 
 use super::{Cause, Layer, LayerSpec};
 use crate::fill::{self, Fill, Proof};
@@ -26,6 +27,9 @@ use crate::pull::{self, Expected};
 
 /// A chunk that decodes to more than this is not worth a reader's wait: its blob is pulled through.
 const MAX_LAZY_CHUNK_BYTES: u64 = 64 << 20;
+
+/// Why bytes didn't come is known a moment after the deadline: readers wait for that, too.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Failed reads of one layer are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -183,6 +187,7 @@ impl Open {
     pub fn reader(&self, layer: &Layer, shared: &Shared) -> Arc<Reader<LayerContent>> {
         Reader::new(
             self.content(layer, shared),
+            shared.config.deadline,
             Arc::clone(&shared.buffers),
             shared.runtime.clone(),
             shared.places.share(),
@@ -360,8 +365,9 @@ impl Content for LayerContent {
         self.fill.has(range)
     }
 
-    async fn ensure(&self, ranges: &[Range<u64>]) -> Result<(), Self::Error> {
-        self.fill.fault(ranges).await
+    async fn ensure(&self, ranges: &[Range<u64>], until: Instant) -> Result<(), Self::Error> {
+        let fault = timeout_at((until + GRACE).into(), self.fill.fault(ranges));
+        fault.await.unwrap_or_else(|_| Err(Arc::new(fill::Error::Late)))
     }
 
     fn failed(&self, inode: Nid, error: &(dyn std::error::Error + 'static)) {

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use skimmer_cache::Class;
@@ -98,6 +99,45 @@ async fn a_reader_outlasts_the_background_that_it_waits_for() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     node.source.down.store(false, Ordering::Relaxed);
     assert!(reader.await.unwrap().expect("it has a second more") == content);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_a_turn_counts_to_the_deadline() {
+    // 128 of one layer wait for bytes at once: this is more than two rounds of them.
+    const READERS: u64 = 300;
+    let content = noise(8 * MIB, 8);
+    let (node, spec) = with_index(&[("file", content.clone())]).await;
+    let path = node.layers.begin(spec).mount().await.unwrap().path.join("file");
+    node.source.down.store(true, Ordering::Relaxed);
+    let shared = path.clone();
+    let crowd = tokio::task::spawn_blocking(move || {
+        // Else the kernel would hold back all but 64 of them.
+        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(shared).unwrap();
+        let read = |at| {
+            let started = Instant::now();
+            let error = file.read_at(&mut [0; 4096], at).err();
+            (error.and_then(|error| error.raw_os_error()), started.elapsed())
+        };
+        thread::scope(|scope| {
+            let read = &read;
+            // All in one chunk: what gets it ends for all of them at once.
+            let offsets = (0..READERS).map(|n| n % 64 * 4096);
+            let readers: Vec<_> = offsets.map(|at| scope.spawn(move || read(at))).collect();
+            readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
+        })
+    });
+    let answers = crowd.await.unwrap();
+    node.source.down.store(false, Ordering::Relaxed);
+    assert!(answers.iter().all(|(error, _)| *error == Some(libc::EIO)), "{answers:?}");
+    // The deadline is 2 s. Three rounds would take 6 s.
+    let longest = answers.iter().map(|(_, waited)| *waited).max().unwrap();
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    // They have given their places back. The source is asked again after a pause.
+    let (started, mut again) = (Instant::now(), read(&path).await);
+    while again.is_err() && started.elapsed() < Duration::from_secs(60) {
+        again = read(&path).await;
+    }
+    assert!(again.unwrap() == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
