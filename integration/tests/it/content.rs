@@ -353,3 +353,41 @@ fn complete_images_are_materialized_by_themselves_where_that_is_set() {
         });
     }
 }
+
+#[test]
+fn an_image_of_layers_that_were_complete_before_is_materialized_too() {
+    scenario("on-complete-before", |scenario| {
+        let registry = Registry::start(scenario)?;
+        let first = small(scenario, "content/before")?;
+        let reference = registry.add(&first)?;
+        let mut plan = Plan::new("content/after", first.layers.clone());
+        plan.author = "somebody else".to_owned();
+        let second = plan.build(&blobs(scenario))?;
+        let others = registry.add(&second)?;
+        let skimmerd = skimmerd::Setup { materialize: true, ..skimmerd::Setup::default() };
+        let setup = Setup { skimmerd, ..Setup::default() };
+        let node = Node::start_with(scenario, Version::V2, &setup)?;
+        node.containerd.pull(&Pull::new(&reference, "skimmer"))?;
+        command::wait_for("the first image is in the content store", PATIENCE, || {
+            check_linked(&node, &first).ok()
+        })?;
+        // The looks that follow the first image's news are over, and the next without any is minutes away.
+        std::thread::sleep(Duration::from_secs(80));
+        let before = registry.sent_of(&second);
+
+        // In a namespace of its own it has none of the blobs yet.
+        let hosts = node.containerd.hosts().display().to_string();
+        let other = ["--namespace", "other"];
+        let pull = ["image", "pull", "--snapshotter", "skimmer", "--hosts-dir"];
+        ctr(&node, &[&other[..], &pull[..], &[hosts.as_str(), others.as_str()]].concat())?;
+        command::wait_for("the second image is in the content store", PATIENCE, || {
+            let list = [&other[..], &["content", "list", "--quiet"]].concat();
+            let listed = ctr(&node, &list).ok()?;
+            let is_there = |digest: Digest| listed.contains(&digest.to_string());
+            second.layers.iter().all(|layer| is_there(layer.blob.digest)).then_some(())
+        })?;
+        check_linked(&node, &second)?;
+        anyhow::ensure!(registry.sent_of(&second) == before, "its blobs were fetched again");
+        Ok(())
+    });
+}

@@ -1,40 +1,73 @@
-//! Images of which every layer has become complete, put into containerd's content store.
+//! Images of which every layer is complete, put into containerd's content store.
 //!
-//! Owns: which images that was done for.
-//! Does not own: when layers become complete (they say so), how blobs are put there.
+//! Owns: which images that was done for, and when containerd's images are looked at.
+//! Does not own: when layers become complete and images are recorded (they say so), how blobs are put there.
+//!
+//! Invariant: what can't be put is tried again, as long as containerd has the image.
 
-use std::collections::BTreeSet;
+mod done;
+mod looks;
+
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use skimmer_layers::{LayerSpec, Layers, Mode};
-use skimmer_proto::Digest;
 use skimmer_snapshots::inventory::{self, Installed};
 use skimmer_snapshots::materialize::{Contents, Error};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::node::{LEASE_TIME, Node, convert};
 
-/// When containerd's images are looked at after a layer became complete: a pull records its image after the last one.
-const LOOKS: [Duration; 3] =
-    [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(60)];
+use done::Done;
+use looks::Looks;
+
+/// Until containerd is listened to again, when it has gone.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Puts what is complete into the content store, for as long as the daemon runs.
 pub async fn materialize(node: Node) {
-    let mut completed = node.layers.completed();
-    let mut done = BTreeSet::new();
+    let news = Notify::new();
+    tokio::select! {
+        () = look_forever(&node, &news) => {}
+        () = hear_completed(&node, &news) => {}
+        () = hear_recorded(&node, &news) => {}
+    }
+}
+
+async fn look_forever(node: &Node, news: &Notify) {
+    let mut done = Done::default();
+    let mut looks = Looks::new(Instant::now());
     loop {
-        // What came while nobody looked counts as well, that before the last stop included.
-        completed.mark_unchanged();
-        for pause in LOOKS {
-            tokio::time::sleep(pause).await;
-            look(&node, &mut done).await;
-        }
-        if completed.changed().await.is_err() {
-            return;
+        tokio::select! {
+            () = news.notified() => looks.heard(Instant::now()),
+            () = sleep_until(looks.next()) => {
+                look(node, &mut done).await;
+                looks.looked(Instant::now());
+            }
         }
     }
 }
 
-type Done = BTreeSet<(String, Digest)>;
+async fn hear_completed(node: &Node, news: &Notify) {
+    let mut completed = node.layers.completed();
+    while completed.changed().await.is_ok() {
+        news.notify_one();
+    }
+}
+
+/// An image may be new whose layers have been complete for long. What is recorded while nobody listens is found by the
+/// looks that need no news.
+async fn hear_recorded(node: &Node, news: &Notify) {
+    loop {
+        let mut recorded = pin!(node.containerd.recorded_images());
+        while let Ok(Some(_)) = recorded.try_next().await {
+            news.notify_one();
+        }
+        sleep(AGAIN).await;
+    }
+}
 
 async fn look(node: &Node, done: &mut Done) {
     let images = match inventory::images(&node.containerd, "").await {
@@ -45,17 +78,12 @@ async fn look(node: &Node, done: &mut Done) {
             return;
         }
     };
-    let key = |image: &Installed| (image.namespace.clone(), image.manifest);
-    let there: Done = images.iter().map(key).collect();
-    done.retain(|known| there.contains(known));
-    for image in images {
-        if done.contains(&key(&image)) || !is_complete(&node.layers, &image).await {
+    for image in done.missing(images) {
+        if !is_complete(&node.layers, &image).await {
             continue;
         }
         match put(node, &image).await {
-            Ok(()) => {
-                done.insert(key(&image));
-            }
+            Ok(()) => done.insert(&image),
             Err(error) => {
                 let (image, error) = (image.name, convert::words(&error));
                 tracing::warn!(image, error, "a complete image is not in the content store");

@@ -14,7 +14,7 @@ pub(crate) mod tests;
 use async_trait::async_trait;
 use skimmer_proto::Digest;
 
-pub use containerd::Containerd;
+pub use containerd::{Containerd, ImageRecord};
 pub(crate) use finder::{Finder, bind};
 pub use finder::{Found, MAX_DOCUMENT_BYTES, find_origins};
 pub use image::{Image, Layer, Link, is_distributable, links};

@@ -1,5 +1,7 @@
 //! containerd's images, down to their layers.
 
+use std::time::SystemTime;
+
 use serde::Deserialize;
 use skimmer_cache::{BlobKind, BlobRef};
 use skimmer_proto::{Digest, Platform, Reference};
@@ -7,7 +9,7 @@ use tracing::debug;
 
 use crate::Binding;
 use crate::identify::{
-    self, Containerd, Content, ContentError, MAX_DOCUMENT_BYTES, bind, find_origins,
+    self, Containerd, Content, ContentError, ImageRecord, MAX_DOCUMENT_BYTES, bind, find_origins,
     is_distributable,
 };
 
@@ -16,6 +18,8 @@ use crate::identify::{
 pub struct Installed {
     pub namespace: String,
     pub name: String,
+    /// When the record was last written.
+    pub recorded: SystemTime,
     /// Digest of the platform's manifest.
     pub manifest: Digest,
     /// Lowest first; those that aren't tars are left out.
@@ -51,8 +55,8 @@ pub async fn images(
     };
     let mut found = Vec::new();
     for namespace in namespaces {
-        for (name, target) in containerd.images(&namespace).await? {
-            found.extend(readable(containerd, &namespace, &name, &target).await);
+        for record in containerd.images(&namespace).await? {
+            found.extend(readable(containerd, &namespace, &record).await);
         }
     }
     Ok(found)
@@ -65,7 +69,7 @@ pub async fn image(
     name: &str,
 ) -> Result<Option<Installed>, ContentError> {
     match containerd.image(namespace, name).await? {
-        Some(target) => Ok(readable(containerd, namespace, name, &target).await),
+        Some(record) => Ok(readable(containerd, namespace, &record).await),
         None => Ok(None),
     }
 }
@@ -73,12 +77,11 @@ pub async fn image(
 async fn readable(
     containerd: &Containerd,
     namespace: &str,
-    name: &str,
-    target: &Digest,
+    record: &ImageRecord,
 ) -> Option<Installed> {
-    installed(containerd, namespace, name, target).await.unwrap_or_else(|error| {
+    installed(containerd, namespace, record).await.unwrap_or_else(|error| {
         let reason = &error as &dyn std::error::Error;
-        debug!(namespace, image = name, reason, "image left out");
+        debug!(namespace, image = record.name, reason, "image left out");
         None
     })
 }
@@ -86,9 +89,9 @@ async fn readable(
 async fn installed(
     containerd: &Containerd,
     namespace: &str,
-    name: &str,
-    target: &Digest,
+    record: &ImageRecord,
 ) -> Result<Option<Installed>, identify::Error> {
+    let ImageRecord { name, target, written } = record;
     let read = async |digest: &Digest| {
         let bytes = containerd.read(namespace, digest, MAX_DOCUMENT_BYTES).await;
         bytes.map_err(|source| identify::Error::Content { what: digest.to_string(), source })
@@ -110,7 +113,7 @@ async fn installed(
     let Some(manifest) = manifest else { return Ok(None) };
     let config = read(&manifest.config).await?;
     let image = identify::Image::new(&document, &config)
-        .map_err(|source| identify::Error::Image { image: name.to_owned(), source })?;
+        .map_err(|source| identify::Error::Image { image: name.clone(), source })?;
     let reference: Option<Reference> = name.parse().ok();
     let origins = find_origins(reference.as_ref(), &manifest.sources, &[]);
     let served = image.layers.iter().filter(|layer| is_distributable(&layer.media_type));
@@ -122,7 +125,8 @@ async fn installed(
     });
     Ok(Some(Installed {
         namespace: namespace.to_owned(),
-        name: name.to_owned(),
+        name: name.clone(),
+        recorded: *written,
         manifest: manifest.digest,
         manifests,
         config: manifest.config,

@@ -98,8 +98,11 @@ fn is_called(image: &Installed, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::SystemTime;
+
     use skimmer_proto::Digest;
+
+    use super::*;
 
     #[test]
     fn images_have_names_short_names_and_digests() {
@@ -107,6 +110,7 @@ mod tests {
         let image = Installed {
             namespace: "default".into(),
             name: "docker.io/library/python:3.13".into(),
+            recorded: SystemTime::UNIX_EPOCH,
             manifest,
             layers: Vec::new(),
             manifests: vec![manifest],

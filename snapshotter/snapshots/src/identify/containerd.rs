@@ -1,6 +1,7 @@
 //! [`Content`] over containerd's gRPC services.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
@@ -39,6 +40,16 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const MAX_IMAGES: usize = 1000;
 /// Where the calls go; the connector ignores it.
 const NOWHERE: &str = "http://containerd.invalid";
+
+/// An image record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRecord {
+    pub name: String,
+    /// Digest of what it points at.
+    pub target: Digest,
+    /// When it was last written.
+    pub written: SystemTime,
+}
 
 /// containerd's gRPC services. Connects when first asked, and again when it has to. Clones share the
 /// connection.
@@ -80,24 +91,24 @@ impl Containerd {
         Ok(namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
 
-    /// The image records of `namespace`: names, and digests of what they point at.
-    pub async fn images(&self, namespace: &str) -> Result<Vec<(String, Digest)>, ContentError> {
+    /// The image records of `namespace`.
+    pub async fn images(&self, namespace: &str) -> Result<Vec<ImageRecord>, ContentError> {
         let mut client =
             ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let request = request(namespace, ListImagesRequest { filters: Vec::new() })?;
         let images = client.list(request).await.map_err(|error| self.failed(error))?;
-        let record = |image: Image| Some((image.name, image.target?.digest.parse().ok()?));
         Ok(images.into_inner().images.into_iter().filter_map(record).collect())
     }
 
-    /// The image record `name`: the digest of what it points at. `None` if there is none.
-    pub async fn image(&self, namespace: &str, name: &str) -> Result<Option<Digest>, ContentError> {
+    /// The image record `name`, if there is one.
+    pub async fn image(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ImageRecord>, ContentError> {
         let request = request(namespace, GetImageRequest { name: name.to_owned() })?;
         match ImagesClient::new(self.channel.clone()).get(request).await {
-            Ok(reply) => {
-                let target = reply.into_inner().image.and_then(|image| image.target);
-                Ok(target.and_then(|target| target.digest.parse().ok()))
-            }
+            Ok(reply) => Ok(reply.into_inner().image.and_then(record)),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.failed(status)),
         }
@@ -213,7 +224,7 @@ impl Content for Containerd {
 
     async fn image_names(&self, namespace: &str) -> Result<Vec<String>, ContentError> {
         let images = self.images(namespace).await?.into_iter().take(MAX_IMAGES);
-        Ok(images.map(|(name, _)| name).collect())
+        Ok(images.map(|image| image.name).collect())
     }
 }
 
@@ -222,6 +233,15 @@ fn request<T>(namespace: &str, message: T) -> Result<tonic::Request<T>, ContentE
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert(NAMESPACE_HEADER, value);
     Ok(request)
+}
+
+fn record(image: Image) -> Option<ImageRecord> {
+    let written = image.updated_at.and_then(|at| SystemTime::try_from(at).ok());
+    Some(ImageRecord {
+        name: image.name,
+        target: image.target?.digest.parse().ok()?,
+        written: written.unwrap_or(SystemTime::UNIX_EPOCH),
+    })
 }
 
 /// The namespace and the name of the image that an event is about.
