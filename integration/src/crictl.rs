@@ -24,14 +24,18 @@ pub struct Running {
 }
 
 impl Crictl {
-    /// For these two sockets; `None` where crictl can't be built.
-    pub fn new(runtime: &Path, images: &Path) -> Option<Self> {
-        let Some(program) = tools::crictl().ok().flatten() else {
-            eprintln!("skipped: no Go toolchain to build crictl with");
-            return None;
+    /// For these two sockets; `None` where crictl can't be built and needn't be.
+    pub fn new(runtime: &Path, images: &Path) -> anyhow::Result<Option<Self>> {
+        let program = match tools::crictl() {
+            Ok(program) => program,
+            Err(error) if tools::required() => return Err(error),
+            Err(error) => {
+                eprintln!("skipped: {error:#}");
+                return Ok(None);
+            }
         };
         let endpoint = |socket: &Path| format!("unix://{}", socket.display());
-        Some(Self { program, runtime: endpoint(runtime), images: endpoint(images) })
+        Ok(Some(Self { program, runtime: endpoint(runtime), images: endpoint(images) }))
     }
 
     /// A call of it.

@@ -69,9 +69,9 @@ pub fn containerds() -> anyhow::Result<&'static [PathBuf]> {
     folders.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// crictl, where a Go toolchain is at hand to build it.
-pub fn crictl() -> anyhow::Result<Option<PathBuf>> {
-    Ok(script("crictl")?.first().map(PathBuf::from))
+/// crictl, which is built the first time.
+pub fn crictl() -> anyhow::Result<PathBuf> {
+    script("crictl")?.first().map(PathBuf::from).context("tools/crictl says nothing")
 }
 
 /// A program of this workspace, built in the same profile as the running one.

@@ -63,7 +63,7 @@ fn kubelets_plugins_are_asked_and_asked_again_when_the_password_changes() {
                 skimmerd: skimmerd::Setup {
                     credential_providers: Some(provider(scenario, registry.address())?),
                     metrics: http::free_address()?,
-                    log_level: "debug",
+                    log_level: "trace",
                     ..skimmerd::Setup::default()
                 },
                 ..Setup::default()

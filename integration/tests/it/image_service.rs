@@ -29,7 +29,7 @@ fn node(
 ) -> anyhow::Result<Node> {
     let skimmerd = skimmerd::Setup {
         metrics: http::free_address()?,
-        log_level: "debug",
+        log_level: "trace",
         images: Some(images),
         holder: true,
         ..skimmerd::Setup::default()
@@ -44,7 +44,7 @@ fn node(
     Node::start_with(scenario, version, &setup)
 }
 
-fn crictl(node: &Node) -> Option<Crictl> {
+fn crictl(node: &Node) -> anyhow::Result<Option<Crictl>> {
     Crictl::new(&node.containerd.address(), &node.skimmerd.images())
 }
 
@@ -58,7 +58,7 @@ fn a_private_image_is_read_lazily_with_the_credentials_of_its_pull() {
             let reference = registry.add(&image)?;
             let learned = open.add(&image)?;
             let mut node = node(scenario, version, &open, ImageService::default())?;
-            let Some(crictl) = crictl(&node) else { return Ok(()) };
+            let Some(crictl) = crictl(&node)? else { return Ok(()) };
             indexes::learn(scenario, &mut node, &[(&image, &learned)])?;
 
             let wrong = format!("{USER}:of-yesterday");
@@ -112,7 +112,7 @@ fn with_full_pulls_containerd_asks_the_registry_for_one_head() {
             let image = plan.build(&blobs(scenario))?;
             let reference = registry.add(&image)?;
             let node = node(scenario, version, &registry, ImageService::FULL)?;
-            let Some(crictl) = crictl(&node) else { return Ok(()) };
+            let Some(crictl) = crictl(&node)? else { return Ok(()) };
 
             crictl.call(&["pull", &reference])?;
             registry.settle()?;
@@ -136,7 +136,7 @@ fn with_full_pulls_a_private_images_blobs_are_fetched_by_skimmerd_alone() {
         let image = small(scenario, "private/full")?;
         let reference = registry.add(&image)?;
         let node = node(scenario, Version::V1_7, &open, ImageService::FULL)?;
-        let Some(crictl) = crictl(&node) else { return Ok(()) };
+        let Some(crictl) = crictl(&node)? else { return Ok(()) };
         let creds = format!("{USER}:{PASSWORD}");
         crictl.call(&["pull", "--creds", &creds, &reference])?;
         registry.settle()?;
@@ -156,7 +156,7 @@ fn what_skimmerd_cannot_do_never_fails_a_pull() {
         // It can't get the blobs without the credentials.
         let forgetful = ImageService { remembers: false, ..ImageService::FULL };
         let mut node = node(scenario, Version::V1_7, &open, forgetful)?;
-        let Some(crictl) = crictl(&node) else { return Ok(()) };
+        let Some(crictl) = crictl(&node)? else { return Ok(()) };
         let creds = format!("{USER}:{PASSWORD}");
         crictl.call(&["pull", "--creds", &creds, &reference])?;
         registry.settle()?;

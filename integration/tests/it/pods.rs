@@ -19,7 +19,7 @@ fn crictl_pulls_and_runs_a_pod() {
             let setup = Setup { annotations: true, pause_image, ..Setup::default() };
             let node = Node::start_with(scenario, version, &setup)?;
             let address = node.containerd.address();
-            let Some(crictl) = Crictl::new(&address, &address) else { return Ok(()) };
+            let Some(crictl) = Crictl::new(&address, &address)? else { return Ok(()) };
 
             crictl.call(&["pull", &reference])?;
             anyhow::ensure!(

@@ -4,6 +4,7 @@ mod app;
 mod completed;
 mod config;
 mod cri;
+mod descriptors;
 mod keeper;
 mod node;
 mod pulled;
@@ -70,6 +71,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     match &options.task {
         Some(Task::Hold) => {
             log::start(&config.log)?;
+            descriptors::raise_limit();
             Ok(skimmer_keeper::hold::serve(&config.mount.holder_address)?)
         }
         Some(Task::Drain { unmount: _, unit }) => {
@@ -86,6 +88,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 
 fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
     program::run("skimmerd", &config.log, check, async {
+        descriptors::raise_limit();
         let app = app::App::build(config).await?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),

@@ -21,6 +21,7 @@ use nix::sys::socket::{
     listen, setsockopt, socket,
 };
 use nix::sys::time::TimeVal;
+use sd_notify::NotifyState;
 
 use crate::check;
 use crate::wire::{self, Message};
@@ -49,6 +50,10 @@ pub enum Error {
 pub fn serve(address: &Path) -> Result<(), Error> {
     let listener = open(address)?;
     tracing::info!(address = %address.display(), "keeping descriptors");
+    // Where systemd waits for this, whoever is to start after the holder finds it.
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd isn't told that descriptors are kept");
+    }
     let mut kept = BTreeMap::new();
     let mut clients: Vec<OwnedFd> = Vec::new();
     loop {

@@ -12,6 +12,7 @@
 //!   don't use a number twice.
 //! - What a predecessor left mounted is gone before the first clone, since its layers may be dead. Containers keep what
 //!   is mounted over them: overlayfs has clones of its own.
+//! - A clone that is gone has no folder: whoever was told of it and mounts only now gets an error, not an empty one.
 //! - Clones are read-only: whatever is deleted by mistake, no snapshot parent loses files.
 
 mod kernel;
@@ -151,10 +152,14 @@ fn is_clone(root: &Path, path: &Path) -> bool {
     matches!(names[..], [id, lower, _] if id != "m" && lower == "lower")
 }
 
+/// Unmounts the clone at `path` and removes its mount point.
 fn unmount(path: &Path) -> Result<(), Error> {
     match umount2(path, MntFlags::MNT_DETACH) {
         // Somebody else did.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(Error::Unmount { path: path.to_owned(), source: errno.into() }),
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(errno) => return Err(Error::Unmount { path: path.to_owned(), source: errno.into() }),
     }
+    // What isn't empty was not made here, and shows itself.
+    let _ = fs::remove_dir(path);
+    Ok(())
 }

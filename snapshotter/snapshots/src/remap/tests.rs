@@ -62,6 +62,7 @@ fn files_belong_to_the_container_until_the_snapshot_goes() {
     // A successor finds them, and none of its own.
     let next = Remaps::open(root.path()).unwrap();
     assert_eq!(owner(), None);
+    assert!(!next.place(9, &lower).exists(), "nobody mounts an empty folder in its place");
     next.make(9, &mapping(80_000), std::slice::from_ref(&lower)).unwrap();
     assert_eq!(owner(), Some((80_005, 80_000)));
     next.clear(9).unwrap();
