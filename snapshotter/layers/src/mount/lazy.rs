@@ -134,7 +134,7 @@ impl Mounts {
             prefill.unmounted(file);
             undo(error)
         };
-        let text = Record { subject: *subject, kept: self.kept_id(&name, id) }.text();
+        let text = Record { subject: *subject, kept: kept_id(&name, id) }.text();
         fs::write(&record, text)
             .map_err(|source| undo(Error::Record { path: record.clone(), source }))?;
         // By the descriptor: whatever has the file's name by now, this one is marked.
@@ -169,7 +169,7 @@ impl Mounts {
             "nobody kept a mount that the kernel serves before it is complete: what was read of it since may be zeros, start its containers anew");
         let served = prefill.serve(filler, self.data_name(id, subject.blob));
         let (file, name) = served.map_err(failed)?;
-        let record = Record { subject: *subject, kept: self.kept_id(&name, id) };
+        let record = Record { subject: *subject, kept: kept_id(&name, id) };
         let path = left::record_of(&self.path(id));
         fs::write(&path, record.text()).map_err(|source| Error::Record { path, source })?;
         Ok(lazy(file))
@@ -217,11 +217,6 @@ impl Mounts {
 
     fn data_name(&self, id: u64, blob: Digest) -> String {
         DataName { place: left::Name::place_of(&self.root), id, blob }.text()
-    }
-
-    /// Of the mount that the descriptor was kept for which has this `name`, `id` itself or an earlier one.
-    fn kept_id(&self, name: &str, id: u64) -> u64 {
-        DataName::parse(name).map_or(id, |name| name.id)
     }
 
     /// Takes over the events of an earlier process, if there are to be any.
@@ -278,7 +273,12 @@ impl Mounts {
     }
 }
 
-/// What is mounted at `path`, if it is a mount that may have to ask for bytes.
+/// For which mount the descriptor was kept that has this `name`: `id` itself, or an earlier one of the same file.
+fn kept_id(name: &str, id: u64) -> u64 {
+    DataName::parse(name).map_or(id, |name| name.id)
+}
+
+/// What is mounted as `id` at `path`, if it is a mount that may have to ask for bytes.
 pub fn recorded(path: &Path, id: u64) -> Option<Record> {
     let text = fs::read_to_string(left::record_of(path)).ok()?;
     Record::parse(&text, id)
