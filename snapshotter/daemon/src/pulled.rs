@@ -36,6 +36,7 @@ pub async fn keep_documents(node: Node) {
     }
 }
 
+/// See [`Installed::key`].
 type Key = (String, Vec<Digest>);
 
 #[derive(Default)]
@@ -77,7 +78,7 @@ impl Images {
 
     /// `since`: when it was first seen.
     async fn look(&mut self, node: &Node, image: Installed, since: Instant) {
-        let key = (image.namespace.clone(), image.manifests.clone());
+        let key = image.key();
         if self.done.contains(&key) {
             return;
         }

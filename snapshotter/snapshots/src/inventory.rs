@@ -31,6 +31,13 @@ pub struct Installed {
     pub blobs: Vec<BlobRef>,
 }
 
+impl Installed {
+    /// Its namespace, and what leads to its layers: the same whatever its name, of which it may have several.
+    pub fn key(&self) -> (String, Vec<Digest>) {
+        (self.namespace.clone(), self.manifests.clone())
+    }
+}
+
 #[derive(Deserialize)]
 struct IndexText {
     #[serde(default)]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use skimmer_proto::Digest;
 use skimmer_snapshots::inventory::Installed;
 
-/// Its namespace, and what leads to its layers: an image may have several names.
+/// See [`Installed::key`].
 type Key = (String, Vec<Digest>);
 
 /// With the time when the latest of its records was written: one that was removed and came again is another.
@@ -20,7 +20,7 @@ impl Done {
     pub fn missing(&mut self, images: Vec<Installed>) -> Vec<Installed> {
         let mut latest: BTreeMap<Key, Installed> = BTreeMap::new();
         for image in images {
-            let key = key(&image);
+            let key = image.key();
             if latest.get(&key).is_none_or(|other| other.recorded < image.recorded) {
                 latest.insert(key, image);
             }
@@ -31,12 +31,8 @@ impl Done {
     }
 
     pub fn insert(&mut self, image: &Installed) {
-        self.0.insert(key(image), image.recorded);
+        self.0.insert(image.key(), image.recorded);
     }
-}
-
-fn key(image: &Installed) -> Key {
-    (image.namespace.clone(), image.manifests.clone())
 }
 
 #[cfg(test)]
