@@ -287,6 +287,18 @@ impl Skimmerd {
         self.folder.join("config.toml")
     }
 
+    /// Sets a key of its configuration, written as in TOML, for its next start.
+    pub fn configure(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(self.config())?;
+        let is_key = |line: &str| line.split(' ').next() == Some(key);
+        anyhow::ensure!(text.lines().any(is_key), "the configuration has no {key}");
+        let line = |line: &str| {
+            if is_key(line) { format!("{key} = {value}\n") } else { format!("{line}\n") }
+        };
+        std::fs::write(self.config(), text.lines().map(line).collect::<String>())?;
+        Ok(())
+    }
+
     /// The program with its configuration; a task may follow.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program[0]);

@@ -166,15 +166,18 @@ fn a_holder_that_died_is_given_everything_again() {
     scenario("takeover-holder", |scenario| {
         let mut world = World::new(scenario, "holder")?;
         let expected = md5sum(scenario, "holder", LEN)?;
+        doctor_says(&world.node, "ok", "the holder at")?;
         world.node.skimmerd.expect_log("the holder of descriptors is gone");
         world.node.skimmerd.kill_holder()?;
         wait_for("the daemon misses its holder", PATIENCE, || {
             world.node.skimmerd.log().contains("the holder of descriptors is gone").then_some(())
         })?;
+        doctor_says(&world.node, "warning", "which is gone")?;
         world.node.skimmerd.hold()?;
         wait_for("the daemon finds its new holder", PATIENCE, || {
             world.node.skimmerd.log().contains("is there again").then_some(())
         })?;
+        doctor_says(&world.node, "ok", "the holder at")?;
         world.node.skimmerd.kill()?;
         world.node.skimmerd.run()?;
         anyhow::ensure!(world.sum()?.trim() == expected.trim(), "other bytes");
@@ -253,23 +256,15 @@ fn the_kernel_serves_nothing_incomplete_where_nobody_keeps_its_descriptors() {
     scenario("takeover-nobody", |scenario| {
         let mut node = Node::start(scenario, Version::V2)?;
         node.skimmerd.terminate()?;
-        let config = node.skimmerd.config();
-        let text = std::fs::read_to_string(&config)?;
-        let unkept: String = text
-            .lines()
-            .map(|line| match line.split(' ').next() {
-                Some("mode") => "mode = 'kernel'\n".to_owned(),
-                Some("keeper") => "keeper = 'none'\n".to_owned(),
-                _ => format!("{line}\n"),
-            })
-            .collect();
-        std::fs::write(&config, unkept)?;
+        node.skimmerd.configure("mode", "'kernel'")?;
+        node.skimmerd.configure("keeper", "'none'")?;
         let said = command::failure_of(&mut node.skimmerd.command(), PATIENCE)?;
         for part in ["mount.mode", "nobody keeps the descriptors"] {
             anyhow::ensure!(said.contains(part), "{said:?} doesn't say {part:?}");
         }
-        std::fs::write(&config, text)?;
-        node.skimmerd.run()
+        node.skimmerd.configure("mode", "'auto'")?;
+        node.skimmerd.run()?;
+        doctor_says(&node, "warning", "nobody")
     });
 }
 
@@ -345,6 +340,20 @@ fn nobody_hangs_who_looks_names_up_while_daemons_die() {
         anyhow::ensure!(sum(&said) == sum(&expected), "{said:?} instead of {expected:?}");
         world.node.containerd.remove_container(READER)
     });
+}
+
+/// `skimmer doctor` finds nothing that fails, and says `words` of who keeps the descriptors of mounts.
+fn doctor_says(node: &Node, verdict: &str, words: &str) -> anyhow::Result<()> {
+    let containerd = node.containerd.address().display().to_string();
+    let findings = node.skimmerd.ask(&["doctor", "--containerd", &containerd])?;
+    let said = findings.as_array().into_iter().flatten().any(|finding| {
+        let detail = finding["detail"].as_str().unwrap_or_default();
+        finding["check"] == "descriptors of mounts"
+            && finding["verdict"] == verdict
+            && detail.contains(words)
+    });
+    anyhow::ensure!(said, "no {verdict} that says {words:?}: {findings}");
+    Ok(())
 }
 
 fn below(root: &Path) -> usize {

@@ -68,6 +68,7 @@ impl App {
             tracing::error!(kept = %aside.display(), "the metadata could not be read; rebuilding it from the snapshots");
         }
         let mut keeping = keeper::open(config)?;
+        let kept_by = keeper::KeptBy::of(&config.mount, &keeping);
         let memory = keeper::credentials(config, &mut keeping)?;
         let told = Told::open(config.cri.remember_credentials, memory);
         let registry = registry(config, told.clone());
@@ -95,6 +96,7 @@ impl App {
             documents,
             materializer,
             image_service,
+            kept_by,
             swarm,
         };
         let images = cri::proxy(&config.cri, &node, told);

@@ -196,7 +196,7 @@ pub enum MountKeeper {
 pub struct Fuse {
     /// Threads that read requests, for each mount.
     pub threads: usize,
-    /// Requests the kernel may have outstanding in the background, for each mount.
+    /// Reads through the page cache that the kernel may have outstanding, for each mount.
     pub max_background: u16,
     /// The kernel's read-ahead, for each mount whose bytes are all here.
     pub read_ahead_kib: u32,
@@ -333,7 +333,7 @@ impl Default for Fuse {
     fn default() -> Self {
         Self {
             threads: 1,
-            max_background: 64,
+            max_background: 1024,
             read_ahead_kib: 1024,
             lazy_read_ahead_kib: 128,
             max_faults: 256,

@@ -7,12 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use skimmer_keeper::{Place, memory};
+use skimmer_keeper::{Holder, Lasts, Place, memory};
 use skimmer_layers::Keeping;
 use skimmer_layers::mount::Mounts;
 use skimmer_proto::Digest;
 
-use crate::config::{Config, MountKeeper};
+use crate::config::{Config, Mount, MountKeeper};
 
 /// How long readers of incomplete layers are told, once these are unmounted, that nobody will get them their bytes.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -39,6 +39,43 @@ pub fn open(config: &Config) -> anyhow::Result<Keeping> {
         );
     }
     Ok(keeping)
+}
+
+/// Who keeps the descriptors of mounts for this process's successor, as was settled when this process started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeptBy {
+    Systemd {
+        /// Also while the unit is stopped.
+        also_stopped: bool,
+    },
+    /// The holder at this address.
+    Holder(PathBuf),
+    /// Nobody: systemd offered no store, and no holder was at this address.
+    Nobody(PathBuf),
+    /// Nobody, because `mount.keeper` says so.
+    Unwanted,
+}
+
+impl KeptBy {
+    pub fn of(config: &Mount, keeping: &Keeping) -> Self {
+        let address = config.holder_address.clone();
+        match keeping.as_ref().map(|(keeper, _)| keeper.lasts()) {
+            Some(Lasts::Machine) => Self::Systemd { also_stopped: true },
+            Some(Lasts::UntilStop) => Self::Systemd { also_stopped: false },
+            Some(Lasts::Process) => Self::Holder(address),
+            None if config.keeper == MountKeeper::None => Self::Unwanted,
+            None => Self::Nobody(address),
+        }
+    }
+
+    /// Whether there is somebody right now: a holder may have gone. Blocks.
+    pub fn is_there(&self) -> bool {
+        match self {
+            Self::Systemd { .. } => true,
+            Self::Holder(address) => Holder::answers(address),
+            Self::Nobody(_) | Self::Unwanted => false,
+        }
+    }
 }
 
 /// The file in memory in which the credentials of pulls outlive this process; `None` if nobody keeps it. Where there are

@@ -36,6 +36,7 @@ use skimmer_swarm::Swarm;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::keeper::KeptBy;
 pub use documents::Documents;
 use follow::{Work, follow};
 use get::Getter;
@@ -56,6 +57,8 @@ pub struct Node {
     pub materializer: Materializer,
     /// Where CRI's image service is served; empty: nowhere.
     pub image_service: PathBuf,
+    /// Who keeps the descriptors of mounts.
+    pub kept_by: KeptBy,
     /// `None` where the node stands alone.
     pub swarm: Option<Swarm>,
 }
@@ -246,6 +249,8 @@ impl node_server::Node for Node {
     ) -> Result<Response<CheckResponse>, Status> {
         let registry = request.into_inner().registry;
         let mut checks = vec![check::daemon(), check::lazily(&self.layers)];
+        let kept_by = self.kept_by.clone();
+        checks.push(blocking(move || check::keeper(&kept_by, kept_by.is_there())).await?);
         checks.push(check::containerd(&self.containerd).await);
         checks.push(check::image_service(&self.image_service));
         if !registry.is_empty() {

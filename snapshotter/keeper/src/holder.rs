@@ -39,6 +39,11 @@ struct State {
 }
 
 impl Holder {
+    /// Whether a holder is at `address` now.
+    pub fn answers(address: &Path) -> bool {
+        dial(address).is_ok()
+    }
+
     /// Connects to the holder at `address`, and takes what it keeps.
     pub fn connect(address: &Path) -> Result<(Arc<Self>, Vec<Kept>), Error> {
         let connection = dial(address)?;

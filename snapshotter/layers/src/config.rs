@@ -72,7 +72,8 @@ pub struct FuseConfig {
     pub read_ahead_kib: u32,
     /// The same while bytes may have to be fetched: what is read ahead in vain is then fetched in vain.
     pub lazy_read_ahead_kib: u32,
-    /// Reads that the kernel may have in flight by itself, per mount.
+    /// Reads through the page cache that the kernel may have in flight, per mount: it holds back what is more, and that
+    /// waits without being seen.
     pub max_background: u16,
     /// Reads that wait for bytes at once, over all mounts (see [`crate::turns`]); more wait their turn.
     pub max_waiting: usize,
@@ -87,7 +88,7 @@ impl Default for FuseConfig {
             threads: 1,
             read_ahead_kib: 1024,
             lazy_read_ahead_kib: 128,
-            max_background: 64,
+            max_background: 1024,
             max_waiting: 256,
             resend: true,
         }

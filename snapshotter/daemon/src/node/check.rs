@@ -8,6 +8,7 @@ use skimmer_registry::Registry;
 use skimmer_snapshots::identify::Containerd;
 
 use super::convert::words;
+use crate::keeper::KeptBy;
 
 pub fn daemon() -> Check {
     let detail = concat!("version ", env!("CARGO_PKG_VERSION"));
@@ -21,6 +22,53 @@ pub fn lazily(layers: &Layers) -> Check {
         Err(reason) => format!("FUSE serves them: {}", words(reason)),
     };
     verdict("incomplete layers", Verdict::Ok, detail, "")
+}
+
+/// Who keeps the descriptors of lazily mounted layers over restarts; `is_there`: now too.
+pub fn keeper(by: &KeptBy, is_there: bool) -> Check {
+    let name = "descriptors of mounts";
+    let ok = |who: String| verdict(name, Verdict::Ok, format!("kept by {who}"), "");
+    let warn = |who: String, remedy: &str| {
+        verdict(name, Verdict::Warning, format!("kept by {who}"), remedy)
+    };
+    let nobody = |why: &str| {
+        format!(
+            "nobody ({why}): lazily mounted layers fail when skimmerd ends, and the kernel serves \
+             no incomplete ones"
+        )
+    };
+    match by {
+        KeptBy::Systemd { also_stopped: true } => ok("systemd".to_owned()),
+        KeptBy::Systemd { also_stopped: false } => warn(
+            "systemd until the unit is stopped: lazily mounted layers fail then, and the kernel \
+             serves no incomplete ones"
+                .to_owned(),
+            "Enable the unit: `systemctl enable skimmerd && systemctl restart skimmerd`. \
+             One of your own needs FileDescriptorStorePreserve=yes too.",
+        ),
+        KeptBy::Holder(address) if is_there => ok(format!("the holder at {}", address.display())),
+        KeptBy::Holder(address) => warn(
+            format!(
+                "the holder at {}, which is gone: lazily mounted layers fail if skimmerd ends \
+                 before it is back",
+                address.display()
+            ),
+            "Start it: `systemctl start skimmer-hold`. skimmerd gives it everything again.",
+        ),
+        KeptBy::Nobody(address) => warn(
+            nobody(&format!(
+                "systemd offers no store, and no holder was at {} when skimmerd started",
+                address.display()
+            )),
+            "With systemd 254 or later run skimmerd as install/skimmerd.service: \
+             `systemctl enable --now skimmerd`. Without, start install/skimmer-hold.service, then \
+             skimmerd again: `systemctl enable --now skimmer-hold && systemctl restart skimmerd`.",
+        ),
+        KeptBy::Unwanted => warn(
+            nobody("mount.keeper says so"),
+            "Set `mount.keeper` in skimmerd's configuration to \"auto\", and restart skimmerd.",
+        ),
+    }
 }
 
 /// Whether the daemon itself reaches containerd: it needs its content store.
@@ -67,4 +115,49 @@ pub async fn registry(registry: &Registry, host: &str) -> Vec<Check> {
 
 fn verdict(name: &str, verdict: Verdict, detail: String, remedy: &str) -> Check {
     Check { name: name.to_owned(), verdict: verdict.into(), detail, remedy: remedy.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn who_keeps_descriptors_is_told_and_what_to_do_if_nobody_does() {
+        let address = PathBuf::from("/run/hold.sock");
+        for (by, is_there, expected, detail) in [
+            (KeptBy::Systemd { also_stopped: true }, true, Verdict::Ok, "kept by systemd"),
+            (
+                KeptBy::Systemd { also_stopped: false },
+                true,
+                Verdict::Warning,
+                "kept by systemd until the unit is stopped: ",
+            ),
+            (
+                KeptBy::Holder(address.clone()),
+                true,
+                Verdict::Ok,
+                "kept by the holder at /run/hold.sock",
+            ),
+            (
+                KeptBy::Holder(address.clone()),
+                false,
+                Verdict::Warning,
+                "kept by the holder at /run/hold.sock, which is gone: ",
+            ),
+            (
+                KeptBy::Nobody(address),
+                false,
+                Verdict::Warning,
+                "kept by nobody (systemd offers no store, and no holder was at /run/hold.sock ",
+            ),
+            (KeptBy::Unwanted, false, Verdict::Warning, "kept by nobody (mount.keeper says so): "),
+        ] {
+            let check = keeper(&by, is_there);
+            assert_eq!(check.verdict(), expected, "{by:?}");
+            assert!(check.detail.starts_with(detail), "{by:?}: {}", check.detail);
+            assert_eq!(check.remedy.is_empty(), expected == Verdict::Ok, "{by:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use skimmer_keeper::{Error, Keeper, Kept, Place, hold, open};
+use skimmer_keeper::{Error, Holder, Keeper, Kept, Place, hold, open};
 
 /// A holder in a thread of this process; it runs until the tests end.
 fn holder(folder: &Path) -> PathBuf {
@@ -82,6 +82,7 @@ fn only_one_holder_serves_an_address() {
 fn without_a_holder_there_is_no_keeper() {
     let folder = tempfile::tempdir().unwrap();
     let address = folder.path().join("nobody.sock");
+    assert!(!Holder::answers(&address));
     assert!(open(&Place::Auto(address.clone())).unwrap().is_none());
     assert!(matches!(open(&Place::Holder(address)), Err(Error::Connect { .. })));
     assert!(open(&Place::Nowhere).unwrap().is_none());
@@ -95,7 +96,9 @@ fn a_holder_that_was_started_anew_gets_everything_again() {
     let (keeper, _) = connect(&address);
     let (_reader, writer) = pipe();
     keeper.keep("fuse.1", writer.as_fd()).unwrap();
+    assert!(Holder::answers(&address));
     process.stop();
+    assert!(!Holder::answers(&address));
     // What is to be kept while there is none is given to the next one too, unless it was released.
     for name in ["fuse.2", "fuse.3"] {
         keeper.keep(name, writer.as_fd()).unwrap_err();

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use skimmer_cache::Class;
 use skimmer_layers::mount::Mounts;
 use skimmer_layers::{FuseConfig, Mode, MountMode, State};
@@ -111,8 +112,9 @@ async fn waiting_for_a_turn_counts_to_the_deadline() {
     node.source.down.store(true, Ordering::Relaxed);
     let shared = path.clone();
     let crowd = tokio::task::spawn_blocking(move || {
-        // Else the kernel would hold back all but 64 of them.
-        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(shared).unwrap();
+        let file = File::open(shared).unwrap();
+        // Each a page of its own.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
         let read = |at| {
             let started = Instant::now();
             let error = file.read_at(&mut [0; 4096], at).err();
@@ -120,8 +122,7 @@ async fn waiting_for_a_turn_counts_to_the_deadline() {
         };
         thread::scope(|scope| {
             let read = &read;
-            // All in one chunk: what gets it ends for all of them at once.
-            let offsets = (0..READERS).map(|n| n % 64 * 4096);
+            let offsets = (0..READERS).map(|n| n * 4096);
             let readers: Vec<_> = offsets.map(|at| scope.spawn(move || read(at))).collect();
             readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
         })
@@ -129,9 +130,10 @@ async fn waiting_for_a_turn_counts_to_the_deadline() {
     let answers = crowd.await.unwrap();
     node.source.down.store(false, Ordering::Relaxed);
     assert!(answers.iter().all(|(error, _)| *error == Some(libc::EIO)), "{answers:?}");
-    // The deadline is 2 s. Three rounds would take 6 s.
+    // The deadline is 2 s; what was read ahead in vain the kernel asks for again, once or twice. If it held back all but 64
+    // of them, or waiting for a turn didn't count, this would take five times or three times as long.
     let longest = answers.iter().map(|(_, waited)| *waited).max().unwrap();
-    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    assert!(longest < Duration::from_secs(9), "{longest:?}");
     // They have given their places back. The source is asked again after a pause.
     let (started, mut again) = (Instant::now(), read(&path).await);
     while again.is_err() && started.elapsed() < Duration::from_secs(60) {
