@@ -11,6 +11,9 @@ use crate::containerd::Version;
 /// No share of the processors is asked for: control groups may come without that controller.
 const ANY_CPU: [&str; 2] = ["--cpu-shares", "0"];
 
+/// Who the root of a container in a user namespace is on the host.
+pub const MAPPED_ROOT: u32 = 200_000;
+
 /// A pull: `ctr image pull`.
 #[derive(Clone, Copy, Debug)]
 pub struct Pull<'a> {
@@ -162,6 +165,27 @@ impl Ctr {
         call.arg(self.runc_root()).args([reference, id]).args(program);
         command::output_of(&mut call, PATIENCE)?;
         Ok(())
+    }
+
+    /// Runs `program` in a container in a user namespace, to its end; returns its output.
+    pub fn run_mapped(
+        &self,
+        reference: &str,
+        id: &str,
+        program: &[&str],
+    ) -> anyhow::Result<String> {
+        let mut call = self.mapped_command(&["--rm"])?;
+        command::output_of(call.args([reference, id]).args(program), PATIENCE)
+    }
+
+    /// `ctr run` in a user namespace, on skimmer; image, name and program are to follow.
+    pub fn mapped_command(&self, options: &[&str]) -> anyhow::Result<Command> {
+        let mut call = self.ctr()?;
+        call.arg("run").args(ANY_CPU).args(options);
+        call.args(["--snapshotter", "skimmer", "--runc-root"]).arg(self.runc_root());
+        let range = format!("0:{MAPPED_ROOT}:65536");
+        call.args(["--uidmap", &range, "--gidmap", &range, "--remap-labels"]);
+        Ok(call)
     }
 
     /// Runs `program` in a running container; returns its output.

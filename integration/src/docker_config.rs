@@ -11,8 +11,9 @@ use serde_json::{Map, Value, json};
 use crate::files::replace;
 use crate::scenario::Scenario;
 
-/// `config.json`'s name of the helper: its program's is `docker-credential-<this>`.
+/// `config.json`'s name of the helper, and its program's.
 const HELPER: &str = "test";
+const PROGRAM: &str = "docker-credential-test";
 
 /// Has `file` know this password for each of the `registries`, which it names as references do.
 pub fn log_in(file: &Path, registries: &[&str], user: &str, password: &str) -> anyhow::Result<()> {
@@ -43,7 +44,7 @@ impl CredentialHelper {
         let helper = Self { folder: helpers(scenario) };
         fs::create_dir_all(&helper.folder)?;
         helper.hand_out("")?;
-        let program = helper.folder.join(format!("docker-credential-{HELPER}"));
+        let program = helper.folder.join(PROGRAM);
         let script = format!(
             "#!/bin/sh\ncat >/dev/null\n\
              echo '{{\"Username\":\"{user}\",\"Secret\":\"'\"$(cat {})\"'\"}}'\n",
@@ -52,6 +53,12 @@ impl CredentialHelper {
         fs::write(&program, script)?;
         fs::set_permissions(&program, Permissions::from_mode(0o755))?;
         Ok(helper)
+    }
+
+    /// Copies its program into `folder`, for a `PATH` that [`helpers`] isn't on.
+    pub fn be_installed(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::copy(self.folder.join(PROGRAM), folder.join(PROGRAM))?;
+        Ok(())
     }
 
     /// From now on this password; an empty one is none.

@@ -21,7 +21,7 @@ use crate::image::Image;
 use crate::network::Host;
 use crate::registry::{Auth, Registry};
 use crate::scenario::Scenario;
-use crate::skimmerd::{self, Join, Skimmerd};
+use crate::skimmerd::{self, ImageService, Join, Skimmerd};
 use crate::switch::Switch;
 
 /// The cluster that nodes join unless told otherwise.
@@ -74,6 +74,8 @@ pub struct Spec<'a> {
     pub zone: u32,
     /// Whether it has a containerd.
     pub containerd: bool,
+    /// Whether that has CRI, whose pulls go through skimmerd's image service and are containerd's own.
+    pub cri: bool,
     /// A token that was made before.
     pub token: Option<&'a str>,
     /// Credentials for the registry.
@@ -87,6 +89,7 @@ impl Default for Spec<'_> {
             role: "peer",
             zone: 0,
             containerd: false,
+            cri: false,
             token: None,
             docker_config: None,
         }
@@ -160,6 +163,7 @@ impl<'a> Fleet<'a> {
         let mut daemon = self.setup.skimmerd.clone();
         daemon.metrics = format!("{}:{}", METRICS.0, METRICS.1);
         daemon.docker_config = spec.docker_config.map(Path::to_owned);
+        daemon.images = spec.cri.then(ImageService::default);
         daemon.cluster = Some(Join {
             control_plane: self.control.manager(),
             token: match spec.token {
@@ -182,6 +186,9 @@ impl<'a> Fleet<'a> {
         let containerd = if spec.containerd {
             let setup = containerd::Setup {
                 skimmer: Some(skimmerd.address()),
+                // It runs no pods.
+                pause_image: spec.cri.then(|| "pause:none".to_owned()),
+                plain_pods: spec.cri,
                 ..containerd::Setup::default()
             };
             let version = Version::V2;
@@ -197,7 +204,7 @@ impl<'a> Fleet<'a> {
     pub fn wait_attending(&self) -> anyhow::Result<()> {
         for (number, machine) in self.machines.iter().enumerate() {
             wait_for(&format!("node {number} attends"), READY, || {
-                machine.is_attending().then_some(())
+                machine.skimmerd.is_attending().then_some(())
             })?;
         }
         Ok(())
@@ -261,10 +268,6 @@ impl Machine {
     /// Begins to run `skimmer` with these arguments.
     pub fn begin(&self, arguments: &[&str]) -> anyhow::Result<Build> {
         Build::start(self.skimmerd.skimmer(arguments)?, self.output())
-    }
-
-    fn is_attending(&self) -> bool {
-        self.skimmerd.ask(&["peers"]).is_ok_and(|status| status["scheduler"] == true)
     }
 
     /// Where other nodes reach it, as a multiaddr.

@@ -66,8 +66,12 @@ impl Front {
         let text = format!(
             "server = \"{url}\"\n\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
-        std::fs::write(hosts.join(registry).join("hosts.toml"), text)
-            .context("send clients to the front")?;
+        // By its own name it is asked as it is.
+        for name in [registry, &address] {
+            std::fs::create_dir_all(hosts.join(name))?;
+            std::fs::write(hosts.join(name).join("hosts.toml"), &text)
+                .context("send clients to the front")?;
+        }
         let shared = Arc::new(Shared {
             registry: registry.to_owned(),
             address: address.clone(),

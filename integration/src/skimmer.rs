@@ -41,6 +41,11 @@ impl Skimmer {
         Ok(last.unwrap_or(Value::Null))
     }
 
+    /// Whether it has a stream to its cluster's scheduler.
+    pub fn is_attending(&self) -> bool {
+        self.ask(&["peers"]).is_ok_and(|status| status["scheduler"] == true)
+    }
+
     /// Imports every index in `folder`.
     pub fn import_indexes(&self, folder: &Path) -> anyhow::Result<()> {
         for entry in std::fs::read_dir(folder)? {

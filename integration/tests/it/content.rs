@@ -5,38 +5,46 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::{self, Containerd, VERSIONS, Version};
 use skimmer_integration::cri::Cri;
-use skimmer_integration::ctr::Pull;
+use skimmer_integration::ctr::{Ctr, Pull};
 use skimmer_integration::image::{Image, Plan};
 use skimmer_integration::layer::Format;
 use skimmer_integration::mounts;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::{Auth, Registry};
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::{skimmerd, tools};
+use skimmer_integration::skimmerd::{self, Skimmerd};
+use skimmer_integration::tools;
 use skimmer_proto::Digest;
 
 use crate::fixtures::{blobs, busybox, data, pause, small};
 use crate::indexes;
 
 /// Where containerd keeps a blob.
-fn stored(containerd: &Containerd, digest: &Digest) -> PathBuf {
+fn stored(containerd: &Ctr, digest: &Digest) -> PathBuf {
     let store = "io.containerd.content.v1.content/blobs/sha256";
     containerd.root().join(store).join(digest.hex())
 }
 
-/// Where skimmer keeps it.
-fn cached(node: &Node, digest: &Digest) -> PathBuf {
-    node.skimmerd.root().join("cache/blobs-v1").join(digest.hex()).join("data")
+/// Where a skimmer keeps it that keeps everything in `root`.
+fn cached(root: &Path, digest: &Digest) -> PathBuf {
+    root.join("cache/blobs-v1").join(digest.hex()).join("data")
 }
 
 /// Every layer's blob is one file with two names, and has its bytes.
 pub fn check_linked(node: &Node, image: &Image) -> anyhow::Result<()> {
+    check_linked_in(&node.containerd, &node.skimmerd.root(), image)
+}
+
+/// The same of a containerd and of a skimmer that keeps everything in `root`.
+pub fn check_linked_in(containerd: &Ctr, root: &Path, image: &Image) -> anyhow::Result<()> {
     for layer in &image.layers {
         let digest = layer.blob.digest;
-        let (theirs, ours) = (stored(&node.containerd, &digest), cached(node, &digest));
+        let (theirs, ours) = (stored(containerd, &digest), cached(root, &digest));
         let (own, other) = (std::fs::metadata(&ours)?, std::fs::metadata(&theirs)?);
         anyhow::ensure!(own.ino() == other.ino(), "{digest} is there twice");
         anyhow::ensure!(own.nlink() == 2 && own.mode() & 0o777 == 0o444, "{own:?}");
@@ -154,7 +162,7 @@ fn a_full_pull_is_for_any_snapshotter_and_asks_the_registry_once() {
             });
             anyhow::ensure!(only_one_head(&asked), "{asked:?}");
             for layer in &image.layers {
-                let ours = cached(&node, &layer.blob.digest);
+                let ours = cached(&node.skimmerd.root(), &layer.blob.digest);
                 anyhow::ensure!(std::fs::metadata(&ours)?.nlink() == 2, "{}", ours.display());
             }
             // What containerd no longer needs is skimmer's alone.
@@ -166,7 +174,7 @@ fn a_full_pull_is_for_any_snapshotter_and_asks_the_registry_once() {
                 command::wait_for("containerd lets go of a blob", PATIENCE, || {
                     (!stored(&node.containerd, &digest).exists()).then_some(())
                 })?;
-                let ours = std::fs::read(cached(&node, &digest))?;
+                let ours = std::fs::read(cached(&node.skimmerd.root(), &digest))?;
                 anyhow::ensure!(Digest::of(&ours) == digest, "{digest} has other bytes");
             }
             Ok(())
@@ -316,6 +324,15 @@ fn the_verifier_never_keeps_a_pull_from_going_on() {
         let own = Containerd::start_with(scenario, "containerd", Version::V2, &setup)?;
         own.pull(&Pull::new(&reference, "overlayfs"))?;
         own.run_image(&reference, "overlayfs", "own", &["true"])?;
+        // Nor does one that doesn't answer.
+        own.remove_image(&reference)?;
+        let setup = skimmerd::Setup::default();
+        let skimmerd = Skimmerd::start(scenario, "skimmerd", &own.address(), &setup)?;
+        let process = Pid::from_raw(skimmerd.id().context("skimmerd doesn't run")?.try_into()?);
+        kill(process, Signal::SIGSTOP)?;
+        let pulled = own.pull(&Pull::new(&reference, "overlayfs"));
+        kill(process, Signal::SIGCONT)?;
+        pulled?;
         // Called wrongly, too.
         let verifier = scenario.path("verifiers/skimmer");
         for arguments in [&[][..], &["-name"], &["-name", "%", "-digest", "x"]] {

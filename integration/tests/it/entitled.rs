@@ -39,10 +39,7 @@ fn node(
     let setup = Setup { docker_config: Some(config), cluster: Some(join), ..Setup::default() };
     let nowhere = PathBuf::from("/nonexistent");
     let daemon = Skimmerd::start(scenario, name, &nowhere, &setup)?;
-    wait_for(&format!("{name} attends"), NOTICE, || {
-        let status = daemon.ask(&["peers"]).ok()?;
-        (status["scheduler"] == true).then_some(())
-    })?;
+    wait_for(&format!("{name} attends"), NOTICE, || daemon.is_attending().then_some(()))?;
     Ok(daemon)
 }
 

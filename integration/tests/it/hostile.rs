@@ -17,7 +17,7 @@ use skimmer_integration::memory_limit::MemoryLimit;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::skimmerd;
+use skimmer_integration::skimmerd::{self, MountMode};
 use skimmer_integration::snapshots::View;
 
 use crate::fixtures::{blobs, data, mount_point, seed};
@@ -111,12 +111,13 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
             let (file, began, mut longest) =
                 (File::open(&victim.1)?, Instant::now(), Duration::ZERO);
             let mut state = 77;
-            let mut done = 0;
+            let (mut done, mut waited) = (0, Duration::ZERO);
             let mut outcome = Ok(());
             while began.elapsed() < TIME && outcome.is_ok() {
                 let start = Instant::now();
                 outcome = read(&file, &victim.2, next(&mut state));
                 longest = longest.max(start.elapsed());
+                waited += start.elapsed();
                 done += 1;
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -125,8 +126,16 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
                 reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
             }
             outcome?;
-            println!("{done} reads of the one, at most {longest:?}; {reads:?} of the many");
+            let own = waited / done;
+            let readers = u32::try_from((IMAGES - 1) * READERS)?;
+            let others = TIME * readers / u32::try_from(reads.load(Ordering::Relaxed))?;
+            println!(
+                "{done} reads of the one, each {own:?}, at most {longest:?}; of the many {reads:?}, each {others:?}"
+            );
             anyhow::ensure!(longest < LONGEST, "one waited {longest:?}");
+            // What is here the kernel serves, if it serves all.
+            let is_served = MountMode::of_this_run() != MountMode::Kernel;
+            anyhow::ensure!(!is_served || own < others, "mounts of many readers come first");
             Ok(())
         })?;
         drop(views);

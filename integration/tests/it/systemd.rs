@@ -1,7 +1,10 @@
-//! Take-over through systemd's descriptor store: skimmerd as the real unit of a real systemd.
+//! skimmerd as the real unit of a real systemd: here, take-over through its descriptor store.
+
+mod daemons;
+mod sandbox;
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixStream;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
@@ -10,24 +13,19 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use skimmer_integration::command::{self, PATIENCE, wait_for};
-use skimmer_integration::containerd::{self, Version};
-use skimmer_integration::ctr::{Ctr, Pull};
+use skimmer_integration::ctr::Pull;
 use skimmer_integration::image::{Image, Plan};
 use skimmer_integration::layer::Format;
-use skimmer_integration::log_check::LogCheck;
 use skimmer_integration::node;
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::skimmer::Skimmer;
 use skimmer_integration::skimmerd::{self, MountMode, Skimmerd};
-use skimmer_integration::systemd::{self, Systemd};
-use skimmer_integration::tools;
+use skimmer_integration::systemd::Systemd;
+
+use daemons::{Daemons, Service, UNIT};
 
 use crate::fixtures::{blobs, busybox, data, md5sum};
-use crate::units::unit;
 
-const UNIT: &str = "skimmerd.service";
-const HOLD: &str = "skimmer-hold.service";
 /// Each a layer with one file.
 const FILES: usize = 32;
 const LEN: usize = 256 << 10;
@@ -35,24 +33,12 @@ const LEN: usize = 256 << 10;
 const LONG: &str = "long";
 const LONG_LEN: usize = 8 << 20;
 
-/// How skimmerd is a service.
-#[derive(Clone, Copy)]
-struct Service {
-    mode: MountMode,
-    /// Whether the holder keeps descriptors, and not systemd.
-    holder: bool,
-    /// Whether it starts with systemd.
-    enabled: bool,
-}
-
 /// Both daemons as services, and a container of a lazily mounted image.
 struct World {
-    // Dropped last: who uses it ends with systemd.
-    systemd: Systemd,
+    // First: who uses the registry ends with them.
+    daemons: Daemons,
     holder: bool,
     _registry: Registry,
-    skimmer: Skimmer,
-    containerd: Ctr,
     container: String,
     reference: String,
     files: Vec<Expected>,
@@ -84,9 +70,17 @@ fn name(file: usize) -> String {
     format!("file-{file:02}")
 }
 
+impl Deref for World {
+    type Target = Daemons;
+
+    fn deref(&self) -> &Daemons {
+        &self.daemons
+    }
+}
+
 impl World {
     /// `expected` serves lazily mounted layers: every layer is mounted and kept, and none of the files has been read.
-    fn start(scenario: &Scenario, service: Service, expected: &str) -> anyhow::Result<Self> {
+    fn start(scenario: &Scenario, service: &Service, expected: &str) -> anyhow::Result<Self> {
         let registry = Registry::start(scenario)?;
         let mut layers = vec![busybox(scenario, Format::Gzip)?];
         layers.push(data(scenario, LONG, LONG_LEN, Format::Gzip)?);
@@ -99,14 +93,13 @@ impl World {
         }
         let image = Plan::new("systemd/image", layers).build(&blobs(scenario))?;
         let reference = registry.add(&image)?;
-        let indexes = learn(scenario, &image, &reference)?;
+        let indexes = learn(scenario, &[(&image, &reference)])?;
 
-        let systemd = Systemd::start(scenario, &setup(scenario, service)?)?;
-        let folder = containerd_folder(scenario);
+        let daemons = Daemons::start(scenario, service)?;
+        daemons.skimmer.import_indexes(&indexes)?;
+        daemons.start_containerd()?;
         let world = Self {
-            skimmer: Skimmer::at(systemd.folder("run").join("skimmer/skimmerd.sock")),
-            containerd: Ctr::new(Version::V2, folder, scenario.hosts()).inside(systemd.enter()),
-            systemd,
+            daemons,
             holder: service.holder,
             _registry: registry,
             container: format!("reader-{}", std::process::id()),
@@ -114,21 +107,6 @@ impl World {
             files,
             unread: 0..FILES,
         };
-        LogCheck::of(scenario, "skimmerd");
-        if service.holder {
-            LogCheck::of(scenario, "skimmer-hold");
-            world.hold()?;
-        }
-        if !service.enabled {
-            world.systemd.systemctl(&["start", UNIT])?;
-        }
-        world.wait_serving("0")?;
-        for layer in &image.layers {
-            let file = skimmerd::index_file(&indexes, &layer.blob.digest);
-            world.skimmer.ask(&["index", "import", file.to_str().context("not UTF-8")?])?;
-        }
-        world.systemd.systemctl(&["start", "containerd.service"])?;
-        node::wait_connected(&world.containerd.address())?;
         world.containerd.pull(&Pull::new(&world.reference, "skimmer"))?;
         // Killed at once after the last descriptor was handed over, by an id that is known before.
         let (main, processes) = (world.main()?, world.systemd.processes(UNIT)?);
@@ -148,41 +126,6 @@ impl World {
         Ok(world)
     }
 
-    /// Starts the holder, and waits until it listens.
-    fn hold(&self) -> anyhow::Result<()> {
-        self.systemd.systemctl(&["start", HOLD])?;
-        let address = self.systemd.folder("run").join("skimmer/hold.sock");
-        wait_for("the holder listens", Duration::from_secs(10), || address.exists().then_some(()))
-    }
-
-    /// Its process, inside; `0` if there is none.
-    fn main(&self) -> anyhow::Result<String> {
-        self.systemd.property(UNIT, "MainPID")
-    }
-
-    /// `kill -9`
-    fn kill(&self) -> anyhow::Result<()> {
-        self.systemd.systemctl(&["kill", "--signal=KILL", "--kill-whom=main", UNIT]).map(drop)
-    }
-
-    /// Waits until skimmerd serves, as another process than `before`.
-    fn wait_serving(&self, before: &str) -> anyhow::Result<()> {
-        let served = wait_for("the unit serves", Duration::from_secs(20), || {
-            let is_new = self.main().is_ok_and(|main| main != "0" && main != before);
-            is_new.then(|| UnixStream::connect(self.skimmer.address()).ok()).flatten()
-        });
-        served.map(drop).with_context(|| {
-            let state = self.systemd.systemctl(&["show", UNIT]);
-            let of_interest = |line: &&str| {
-                ["Active", "Result", "Exec", "NRestarts"]
-                    .iter()
-                    .any(|start| line.starts_with(start))
-            };
-            let state = state.unwrap_or_else(|error| format!("{error:#}"));
-            state.lines().filter(of_interest).collect::<Vec<_>>().join("\n")
-        })
-    }
-
     fn start_container(&self) -> anyhow::Result<()> {
         let program = ["sleep", "1000000"];
         self.containerd.start_image(&self.reference, "skimmer", &self.container, &program)
@@ -195,22 +138,6 @@ impl World {
         let mounts = mounts.into_iter().collect();
         let inodes = inodes.lines().map(str::to_owned).collect();
         Ok(Seen { mounts, inodes })
-    }
-
-    /// How many systemd keeps.
-    fn descriptors(&self) -> anyhow::Result<usize> {
-        Ok(self.systemd.property(UNIT, "NFileDescriptorStore")?.parse()?)
-    }
-
-    /// How many FUSE mounts the holder keeps.
-    fn held(&self) -> anyhow::Result<usize> {
-        let mut held = 0;
-        for process in self.systemd.processes(HOLD)? {
-            let open = std::fs::read_dir(format!("/proc/{process}/fd"))?.flatten();
-            let files = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-            held += files.filter(|file| file.ends_with("dev/fuse")).count();
-        }
-        Ok(held)
     }
 
     /// Every layer that is not complete is kept.
@@ -290,75 +217,18 @@ impl Reading {
     }
 }
 
-/// Has a skimmerd of this machine learn an image's indexes; returns the folder with them.
-fn learn(scenario: &Scenario, image: &Image, reference: &str) -> anyhow::Result<PathBuf> {
+/// Has a skimmerd of this machine learn the indexes of images; returns the folder with them.
+fn learn(scenario: &Scenario, images: &[(&Image, &str)]) -> anyhow::Result<PathBuf> {
     let nobody = scenario.path("no-containerd.sock");
     let setup = skimmerd::Setup::default();
     let mut teacher = Skimmerd::start(scenario, "teacher", &nobody, &setup)?;
-    teacher.ask(&["index", "build", reference])?;
     let folder = scenario.path("indexes");
-    teacher.export_indexes(image, &folder)?;
+    for (image, reference) in images {
+        teacher.ask(&["index", "build", reference])?;
+        teacher.export_indexes(image, &folder)?;
+    }
     teacher.terminate()?;
     Ok(folder)
-}
-
-/// The units as they are installed; apart from where they log to, and from the holder's `/tmp`, nothing of them is
-/// changed.
-fn setup(scenario: &Scenario, service: Service) -> anyhow::Result<systemd::Setup> {
-    let logs = scenario.logs();
-    let log = |name: &str| {
-        let path = logs.join(name).display().to_string();
-        format!("StandardOutput=append:{path}.out\nStandardError=append:{path}.log\n")
-    };
-    let folder = containerd_folder(scenario);
-    let configuration = folder.join("config.toml");
-    std::fs::create_dir_all(&folder)?;
-    let containerd = containerd::Setup {
-        skimmer: Some("/run/skimmer/skimmerd.sock".into()),
-        ..containerd::Setup::default()
-    };
-    let text = containerd::configuration(Version::V2, &folder, &scenario.hosts(), &containerd);
-    std::fs::write(&configuration, text)?;
-    let programs = Version::V2.folder()?.join("usr/bin").display().to_string();
-    Ok(systemd::Setup {
-        units: vec![
-            (UNIT, std::fs::read_to_string(unit(UNIT))?),
-            ("skimmerd.service.d/log.conf", format!("[Service]\n{}", log("skimmerd"))),
-            (HOLD, std::fs::read_to_string(unit(HOLD))?),
-            (
-                "skimmer-hold.service.d/log.conf",
-                // A folder that is made for it alone would outlive a systemd that is killed.
-                format!("[Service]\nPrivateTmp=no\n{}", log("skimmer-hold")),
-            ),
-            (
-                "containerd.service",
-                format!(
-                    "[Service]\nExecStart={programs}/containerd --config {}\nDelegate=yes\n\
-                     Environment=PATH={programs}:/usr/sbin:/usr/bin\n{}",
-                    configuration.display(),
-                    log("containerd"),
-                ),
-            ),
-        ],
-        enabled: if service.enabled { vec![UNIT] } else { Vec::new() },
-        etc: vec![(
-            "skimmer/skimmerd.toml",
-            format!(
-                "[containerd]\naddress = '{}/c.sock'\n[registry]\nconfig_path = '{}'\n\
-                 [index]\nmin_layer_bytes = 0\n[mount]\nmode = '{}'\nkeeper = '{}'\n\
-                 [background]\nenabled = false\n[metrics]\naddress = ''\n[log]\nformat = 'json'\n",
-                folder.display(),
-                scenario.hosts().display(),
-                service.mode.name(),
-                if service.holder { "holder" } else { "auto" },
-            ),
-        )],
-        programs: vec![tools::built("skimmerd")?],
-    })
-}
-
-fn containerd_folder(scenario: &Scenario) -> PathBuf {
-    scenario.path("containerd")
 }
 
 /// Who serves incomplete layers in the mode "auto" where systemd keeps the descriptors.
@@ -384,9 +254,9 @@ fn the_kernel_serves_what_systemd_kept() {
 #[test]
 fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
     with_systemd("systemd-disabled", |scenario| {
-        let service = Service { mode: MountMode::Auto, holder: false, enabled: false };
-        let mut world = World::start(scenario, service, "fuse")?;
-        world.endures("kill -9", World::kill, |_, _| Ok(()))
+        let service = Service { enabled: false, ..Service::new(MountMode::Auto) };
+        let mut world = World::start(scenario, &service, "fuse")?;
+        world.endures("kill -9", |world| world.kill(), |_, _| Ok(()))
     });
 }
 
@@ -394,11 +264,11 @@ fn the_kernel_serves_nothing_incomplete_where_the_unit_is_not_enabled() {
 #[test]
 fn skimmerd_serves_what_the_holder_kept() {
     with_systemd("systemd-holder", |scenario| {
-        let service = Service { mode: MountMode::Fuse, holder: true, enabled: false };
-        let mut world = World::start(scenario, service, "fuse")?;
+        let service = Service { holder: true, enabled: false, ..Service::new(MountMode::Fuse) };
+        let mut world = World::start(scenario, &service, "fuse")?;
         let long = world.begin_half_reading(scenario)?;
         world.ensure_kept()?;
-        world.endures("kill -9", World::kill, |_, _| Ok(()))?;
+        world.endures("kill -9", |world| world.kill(), |_, _| Ok(()))?;
         let kept = world.descriptors()?;
         anyhow::ensure!(kept == 0, "systemd keeps {kept} descriptors");
         world.containerd.exec(&world.container, &["sh", "-c", "echo >/tmp/on"])?;
@@ -420,14 +290,13 @@ fn with_systemd(name: &str, body: impl FnOnce(&Scenario) -> anyhow::Result<()>) 
 fn take_over(name: &str, mode: MountMode) {
     with_systemd(name, |scenario| {
         let server = if mode == MountMode::Fuse { "fuse" } else { automatic()? };
-        let service = Service { mode, holder: false, enabled: true };
-        let mut world = World::start(scenario, service, server)?;
+        let mut world = World::start(scenario, &Service::new(mode), server)?;
 
         let long = world.begin_half_reading(scenario)?;
         world.ensure_kept()?;
 
         let nothing = |_: &World, _: &Reading| Ok(());
-        world.endures("kill -9", World::kill, nothing)?;
+        world.endures("kill -9", |world| world.kill(), nothing)?;
         world.endures(
             "kill -9 again and again",
             |world| {

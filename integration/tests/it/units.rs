@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::Context as _;
-use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
 use skimmer_integration::node::{Node, Setup};
@@ -55,7 +54,10 @@ fn the_capabilities_of_the_unit_are_enough() {
         node.containerd.run_image(&reference, "skimmer", "one", &["md5sum", "/data/unit-image"])?;
         node.containerd.start_image(&reference, "skimmer", "two", &["sleep", "1000000"])?;
         node.containerd.exec("two", &["sh", "-c", "echo mine > /tmp/file"])?;
-        let owner = run_mapped(&node, &reference, &["stat", "-c", "%u:%g", "/data/unit-image"])?;
+        // runc may keep the state of all such containers in one place.
+        let name = format!("unit-{}", std::process::id());
+        let look = ["stat", "-c", "%u:%g", "/data/unit-image"];
+        let owner = node.containerd.run_mapped(&reference, &name, &look)?;
         anyhow::ensure!(owner.trim() == "0:0", "in a user namespace it belongs to {owner}");
         node.skimmerd.ask(&["materialize", &reference])?;
         check_linked(&node, &image)?;
@@ -63,17 +65,6 @@ fn the_capabilities_of_the_unit_are_enough() {
         node.containerd.remove_image(&reference)?;
         node.skimmerd.terminate()
     });
-}
-
-/// Runs `program` in a container in a user namespace, to its end; returns its output.
-fn run_mapped(node: &Node, reference: &str, program: &[&str]) -> anyhow::Result<String> {
-    let (mut call, range) = (node.containerd.ctr()?, "0:200000:65536");
-    call.args(["run", "--rm", "--snapshotter", "skimmer", "--runc-root"]);
-    call.arg(node.containerd.runc_root());
-    call.args(["--uidmap", range, "--gidmap", range, "--remap-labels", reference]);
-    // runc may keep the state of all such containers in one place.
-    call.arg(format!("unit-{}", std::process::id())).args(program);
-    command::output_of(&mut call, PATIENCE)
 }
 
 /// Nothing of what is secret on a node goes to a disk when one of its daemons crashes.

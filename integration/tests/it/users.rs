@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use skimmer_integration::command::{self, PATIENCE};
 use skimmer_integration::containerd::Version;
-use skimmer_integration::ctr::unique;
+use skimmer_integration::ctr::{Ctr, MAPPED_ROOT, unique};
 use skimmer_integration::image::Image;
 use skimmer_integration::layer::noise;
 use skimmer_integration::mounts;
@@ -23,7 +22,6 @@ use skimmer_integration::skimmerd::{self, MountMode};
 use crate::fixtures::{md5sum, mount_point, seed, small};
 use crate::indexes;
 
-const FIRST: u32 = 200_000;
 /// The image's file, and its length.
 const FILE: &str = "data/users-mapped";
 const LEN: usize = 8 << 20;
@@ -43,9 +41,7 @@ fn a_container_in_a_user_namespace_owns_its_files() {
             let setup = Setup { remap_ids, ..Setup::default() };
             let node = Node::start_with(scenario, version, &setup)?;
             node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
-            let mut call = mapped(&node, &["--rm"])?;
-            call.args([&reference, &name(), "sh", "-c", LOOK]);
-            check_inside(&command::output_of(&mut call, PATIENCE)?)?;
+            check_inside(&node.containerd, &reference)?;
             none_left(&node, &reference)
         });
     }
@@ -88,9 +84,7 @@ fn survive(scenario: &Scenario, version: Version, lazily: Option<MountMode>) -> 
     world.node.wait_connected()?;
     world.check_mounts("two", &mount_point(scenario, "two"))?;
 
-    let mut call = mapped(&world.node, &["--rm"])?;
-    call.args([&world.reference, &name(), "sh", "-c", LOOK]);
-    check_inside(&command::output_of(&mut call, PATIENCE)?)?;
+    check_inside(&world.node.containerd, &world.reference)?;
     world.node.snapshots("skimmer")?.remove("two")?;
     none_left(&world.node, &world.reference)
 }
@@ -124,7 +118,7 @@ impl World {
         }
         node.skimmerd.ask(&["pull", &reference, "--namespace", "default"])?;
         let container = name();
-        let mut call = mapped(&node, &["--detach", "--null-io"])?;
+        let mut call = node.containerd.mapped_command(&["--detach", "--null-io"])?;
         call.args([&reference, &container, "sh", "-c", "echo x > /tmp/new; exec sleep 100000"]);
         command::output_of(&mut call, PATIENCE)?;
         Ok(Self { node, _registry: registry, image, reference, container })
@@ -161,7 +155,7 @@ impl World {
     /// A snapshot on the image, of the same ids, to which no container refers.
     fn prepare(&self, key: &str) -> anyhow::Result<()> {
         let chain = self.image.chain_ids().last().cloned().context("no layers")?;
-        let range = format!("0:{FIRST}:65536");
+        let range = format!("0:{MAPPED_ROOT}:65536");
         let labels = [
             ("containerd.io/snapshot/uidmapping", range.as_str()),
             ("containerd.io/snapshot/gidmapping", range.as_str()),
@@ -204,7 +198,8 @@ impl World {
 /// On the host, `file` belongs to the container's root.
 fn check_owner(file: &Path) -> anyhow::Result<()> {
     let owner = std::fs::metadata(file).map(|file| (file.uid(), file.gid()))?;
-    anyhow::ensure!(owner == (FIRST, FIRST), "on the host, {file:?} belongs to {owner:?}");
+    let expected = (MAPPED_ROOT, MAPPED_ROOT);
+    anyhow::ensure!(owner == expected, "on the host, {file:?} belongs to {owner:?}");
     Ok(())
 }
 
@@ -213,22 +208,13 @@ fn name() -> String {
     format!("mapped-{}-{}", std::process::id(), unique())
 }
 
-/// `ctr run` in a user namespace.
-fn mapped(node: &Node, options: &[&str]) -> anyhow::Result<Command> {
-    let mut call = node.containerd.ctr()?;
-    call.arg("run").args(options).args(["--snapshotter", "skimmer", "--runc-root"]);
-    call.arg(node.containerd.runc_root());
-    let range = format!("0:{FIRST}:65536");
-    call.args(["--uidmap", &range, "--gidmap", &range, "--remap-labels"]);
-    Ok(call)
-}
-
-/// What [`LOOK`] has to say.
-fn check_inside(said: &str) -> anyhow::Result<()> {
+/// What [`LOOK`] has to say in a container of its own.
+fn check_inside(containerd: &Ctr, reference: &str) -> anyhow::Result<()> {
+    let said = containerd.run_mapped(reference, &name(), &["sh", "-c", LOOK])?;
     let lines: Vec<&str> = said.lines().map(str::trim).collect();
     anyhow::ensure!(lines[..2] == ["0:0", "0"], "inside, files belong to {lines:?}");
     let map = lines.get(2).context("no map")?.split_whitespace();
-    anyhow::ensure!(map.eq(["0", &FIRST.to_string(), "65536"]), "not mapped: {lines:?}");
+    anyhow::ensure!(map.eq(["0", &MAPPED_ROOT.to_string(), "65536"]), "not mapped: {lines:?}");
     Ok(())
 }
 
