@@ -4,6 +4,7 @@
 //! many seconds growth is looked for.
 
 mod account;
+mod bereaved;
 mod images;
 mod kills;
 mod load;
@@ -28,7 +29,7 @@ use skimmer_integration::skimmerd;
 use account::Account;
 use images::Known;
 use load::{Images, Indexes, Load};
-use scripted::{around, registry};
+use scripted::{around, operators, registry};
 
 use crate::full_disk::Ballast;
 
@@ -75,11 +76,13 @@ struct Plan {
     indexes: Indexes,
     /// Whether the kernel may be asked to send again what a dead daemon left unanswered.
     resend: bool,
+    /// Whether the node has CRI, with skimmerd's image service.
+    cri: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { quota_bytes: 0, disk: false, indexes: Indexes::Swarm, resend: true }
+        Self { quota_bytes: 0, disk: false, indexes: Indexes::Swarm, resend: true, cri: false }
     }
 }
 
@@ -107,7 +110,7 @@ impl<'a> World<'a> {
         let disk = plan.disk.then(|| disk(scenario)).transpose()?;
         let credentials = scenario.path("config.json");
         let docker_config = Some(credentials.as_path());
-        fleet.add(&Spec { containerd: true, docker_config, ..Spec::default() })?;
+        fleet.add(&Spec { containerd: true, cri: plan.cri, docker_config, ..Spec::default() })?;
         fleet.wait_attending()?;
         let names = |machine: usize| Names::start(&fleet.machines[machine].host, NAME, address);
         let names = [names(SEED_PEER)?, names(NODE)?];
@@ -164,6 +167,7 @@ fn images(scenario: &Scenario, fleet: &Fleet<'_>) -> anyhow::Result<Images> {
         filled: known("filled", &[8 * MIB])?,
         resting: known("resting", &[MIB])?,
         late: known("late", &[2 * MIB])?,
+        whole: known("whole", &[3 * MIB])?,
     })
 }
 
@@ -233,13 +237,19 @@ fn faults_of_the_node_and_its_surroundings_cost_nothing() {
 
 #[test]
 fn faults_of_the_registry_cost_nothing() {
-    let plan = Plan { disk: true, indexes: Indexes::Node, ..Plan::default() };
+    let plan = Plan { disk: true, indexes: Indexes::Node, cri: true, ..Plan::default() };
     scenario("fault-registry", |scenario| suffer_all(scenario, &plan, &registry::FAULTS));
+}
+
+#[test]
+fn what_operators_do_costs_nothing() {
+    let plan = Plan { disk: true, indexes: Indexes::Node, ..Plan::default() };
+    scenario("fault-operators", |scenario| suffer_all(scenario, &plan, &operators::FAULTS));
 }
 
 fn suffer_all(scenario: &Scenario, plan: &Plan, faults: &[scripted::Fault]) -> anyhow::Result<()> {
     let mut world = World::new(scenario, plan)?;
-    for part in scripted::SAID {
+    for part in scripted::SAID.into_iter().chain(WITHOUT_HOLDER) {
         world.fleet.machines[NODE].skimmerd.expect_log(part);
     }
     registry::log_in(&world, registry::TODAY)?;

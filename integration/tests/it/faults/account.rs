@@ -116,6 +116,19 @@ impl Account {
         found
     }
 
+    /// Waits until there are as many others in the places of snapshots and files that are gone, and counts on those from
+    /// then on.
+    pub fn accept_successors(&mut self, machine: &Machine) -> anyhow::Result<()> {
+        let counts = |of: &Self| of.snapshots.each_ref().map(BTreeSet::len);
+        let now = wait_for("others have taken the places of what is gone", SETTLING, || {
+            let now = Self::of(machine).ok()?;
+            let are_as_many = counts(&now) == counts(self) && now.files.len() <= self.files.len();
+            are_as_many.then_some(now)
+        })?;
+        (self.snapshots, self.files) = (now.snapshots, now.files);
+        Ok(())
+    }
+
     /// Waits until nothing is lost, and nothing there that wasn't before.
     pub fn wait_balanced(&self, machine: &Machine) -> anyhow::Result<()> {
         let mut last = Vec::new();

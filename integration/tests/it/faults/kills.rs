@@ -81,7 +81,6 @@ fn victim(random: &mut Random) -> Victim {
 /// Carries one out, and waits until everybody is up again.
 pub fn carry_out(kill: &Kill, machine: &mut Machine, control: &mut Control) -> anyhow::Result<()> {
     thread::sleep(kill.after);
-    let handed_over = machine.skimmerd.log().matches(HANDED_OVER).count();
     for victim in &kill.victims {
         match victim {
             Victim::Daemon => machine.skimmerd.kill()?,
@@ -106,18 +105,21 @@ pub fn carry_out(kill: &Kill, machine: &mut Machine, control: &mut Control) -> a
                 // It listens first of all; when it answers, it has what the holder kept.
                 machine.skimmerd.ask(&["peers"]).context("after the daemon was killed")?;
             }
-            Victim::Holder => machine.skimmerd.hold()?,
+            Victim::Holder => hold_again(machine)?,
             Victim::Containerd => machine.containerd_mut()?.run()?,
             Victim::Control => control.run()?,
         }
     }
-    if kill.victims.contains(&Victim::Holder) {
-        wait_for("the new holder has everything", PATIENCE, || {
-            (machine.skimmerd.log().matches(HANDED_OVER).count() > handed_over).then_some(())
-        })
-        .context("after the holder was killed")?;
-    }
     Ok(())
+}
+
+/// Starts a holder where one was killed, and waits until it has everything.
+pub fn hold_again(machine: &mut Machine) -> anyhow::Result<()> {
+    let count = |machine: &Machine| machine.skimmerd.log().matches(HANDED_OVER).count();
+    let before = count(machine);
+    machine.skimmerd.hold()?;
+    wait_for("the new holder has everything", PATIENCE, || (count(machine) > before).then_some(()))
+        .context("after the holder was killed")
 }
 
 #[test]

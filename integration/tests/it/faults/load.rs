@@ -4,6 +4,7 @@
 //! has been started must go on: a reader that finds other bytes, is told of an error or stands still is a failure.
 
 mod late;
+mod told;
 
 pub use late::{Late, Unread};
 
@@ -21,7 +22,6 @@ use skimmer_integration::fleet::Machine;
 use skimmer_integration::skimmer::Skimmer;
 use skimmer_integration::skimmerd::MountMode;
 use skimmer_integration::world::drop_caches;
-use skimmer_proto::Digest;
 
 use super::images::Known;
 use super::reader::{Reader, Way, forget};
@@ -38,6 +38,9 @@ const FORGETTING: Duration = Duration::from_millis(40);
 /// In which they would read everything several times.
 const STILL: Duration = Duration::from_millis(1500);
 
+/// What reads the images that are read all along, and how.
+const WAYS: [(&str, Way); 2] = [("cached", Way::Cached), ("direct", Way::Direct)];
+
 /// Containers that come and go.
 const PASSING: &str = "passing-";
 
@@ -53,6 +56,8 @@ pub struct Images {
     pub resting: Known,
     /// Read for the first time while something is wrong.
     pub late: Known,
+    /// For containerd's own overlayfs.
+    pub whole: Known,
 }
 
 /// Everything that goes on.
@@ -61,8 +66,14 @@ pub struct Load {
     images: Images,
     steady: Vec<Reader>,
     jobs: Vec<JoinHandle<()>>,
-    forgetter: Option<JoinHandle<()>>,
+    forgetter: Option<Forgetter>,
     shared: Arc<Shared>,
+}
+
+/// Drops the page cache of a reader's files, over and over.
+struct Forgetter {
+    ending: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 /// Who has the indexes of images that come and go.
@@ -86,7 +97,6 @@ struct Hands {
 #[derive(Default)]
 struct Shared {
     stopping: AtomicBool,
-    ended: AtomicBool,
     pulled: AtomicU64,
     filled: AtomicU64,
     /// Of those that were pulled and read, how many were mounted lazily.
@@ -131,9 +141,7 @@ impl Load {
             folder: folder.to_owned(),
         };
         let mut steady = Vec::new();
-        for (known, (id, way)) in
-            images.steady.iter().zip([("cached", Way::Cached), ("direct", Way::Direct)])
-        {
+        for (known, (id, way)) in images.steady.iter().zip(WAYS) {
             hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
             let modes = machine.skimmerd.modes(&known.reference)?;
             anyhow::ensure!(modes.last().is_some_and(|mode| mode == "lazy"), "mounted {modes:?}");
@@ -143,25 +151,19 @@ impl Load {
         }
         hands.ctr.pull(&Pull::new(&images.resting.reference, "skimmer"))?;
         // Images are completed once they are used.
-        hands.check_in_container(&images.resting)?;
+        hands.check_in_container(&images.resting, "skimmer")?;
         wait_for("what rests is complete", PROGRESS, || {
             let modes = hands.modes(&images.resting);
             (!modes.is_empty() && modes.iter().all(|mode| mode == "local")).then_some(())
         })?;
         // What it was, the node remembers.
-        hands.ctr.pull(&Pull::new(&images.late.reference, "skimmer"))?;
-        hands.forget(&images.late)?;
+        for known in [&images.late, &images.whole] {
+            hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
+            hands.forget(known)?;
+        }
         let shared = Arc::<Shared>::default();
-        let files = steady.first().context("no readers")?.open(&hands.ctr)?;
-        let until = Arc::clone(&shared);
-        let forgetter = thread::spawn(move || {
-            while !until.ended.load(Ordering::Relaxed) {
-                forget(&files);
-                thread::sleep(FORGETTING);
-            }
-        });
-        let mut load =
-            Self { hands, images, steady, jobs: Vec::new(), forgetter: Some(forgetter), shared };
+        let mut load = Self { hands, images, steady, jobs: Vec::new(), forgetter: None, shared };
+        load.begin_forgetting()?;
         load.resume();
         Ok(load)
     }
@@ -222,30 +224,49 @@ impl Load {
 
     /// Runs a container of an image whose layers are here, whoever else is gone.
     pub fn run_what_is_here(&self) -> anyhow::Result<()> {
-        self.hands.check_in_container(&self.images.steady[0])
+        self.hands.check_in_container(&self.images.steady[0], "skimmer")
     }
 
     /// Runs a container of the image that nobody has read since it was complete, and has it read from the disk.
     pub fn run_what_rests(&self) -> anyhow::Result<()> {
         drop_caches()?;
-        self.hands.check_in_container(&self.images.resting)
+        self.hands.check_in_container(&self.images.resting, "skimmer")
+    }
+
+    /// Runs a container on containerd's own overlayfs, of an image that was pulled for it, and removes the image.
+    pub fn run_what_is_whole(&self) -> anyhow::Result<()> {
+        self.hands.check_in_container(&self.images.whole, "overlayfs")?;
+        // It is there by its digest, too.
+        let repository = self.images.whole.reference.trim_end_matches(":latest");
+        let names = self.hands.ctr.images()?;
+        let mut names = names.iter().filter(|name| name.starts_with(repository));
+        names.try_for_each(|name| self.hands.remove_image(name))
+    }
+
+    /// Opens the files of readers.
+    fn begin_forgetting(&mut self) -> anyhow::Result<()> {
+        let files = self.steady.first().context("no readers")?.open(&self.hands.ctr)?;
+        let ending = Arc::<AtomicBool>::default();
+        let ended = Arc::clone(&ending);
+        let thread = thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                forget(&files);
+                thread::sleep(FORGETTING);
+            }
+        });
+        self.forgetter = Some(Forgetter { ending, thread });
+        Ok(())
     }
 
     /// Closes the files of readers.
     fn release(&mut self) -> anyhow::Result<()> {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        let Some(forgetter) = self.forgetter.take() else { return Ok(()) };
-        forgetter.join().map_err(|_| anyhow::anyhow!("the forgetter panicked"))
+        let Some(Forgetter { ending, thread }) = self.forgetter.take() else { return Ok(()) };
+        ending.store(true, Ordering::Relaxed);
+        thread.join().map_err(|_| anyhow::anyhow!("the forgetter panicked"))
     }
 
-    /// The blobs whose files the readers read.
-    pub fn steady_blobs(&self) -> [Digest; 2] {
-        self.images.steady.each_ref().map(|known| known.blob)
-    }
-
-    /// The blob whose files nobody reads.
-    pub fn resting_blob(&self) -> Digest {
-        self.images.resting.blob
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     pub fn progress(&self) -> Progress {
@@ -384,11 +405,11 @@ fn round(
 
 impl Hands {
     /// Runs a container that checks every file of an image.
-    fn check_in_container(&self, known: &Known) -> anyhow::Result<()> {
+    fn check_in_container(&self, known: &Known, snapshotter: &str) -> anyhow::Result<()> {
         let sums = known.sums().trim_end().replace(' ', "  ");
         let script = format!("echo '{sums}' | busybox sha256sum -c -s");
         let id = own("checks");
-        self.ctr.run_image(&known.reference, "skimmer", &id, &["sh", "-c", &script])?;
+        self.ctr.run_image(&known.reference, snapshotter, &id, &["sh", "-c", &script])?;
         Ok(())
     }
 

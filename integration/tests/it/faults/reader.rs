@@ -33,8 +33,11 @@ while [ ! -e /said/go ]; do sleep 0.05; done
 rounds=0
 while :; do
   while read -r sum path; do
-    found=$(READ 2>/said/errors) || say "$path: $(cat /said/errors)"
-    [ "${found%% *}" = "$sum" ] || say "$path: $found instead of $sum"
+    if found=$(READ 2>/said/errors); then
+      [ "${found%% *}" = "$sum" ] || say "$path: $found INSTEAD $sum"
+    else
+      say "$path: $(cat /said/errors)"
+    fi
   done </said/sums
   rounds=$((rounds + 1))
   if echo $rounds >/tmp/new 2>/dev/null && busybox mv /tmp/new /tmp/own; then
@@ -46,6 +49,9 @@ while :; do
 done
 "#;
 
+/// What it says between bytes that it found and those that should be there.
+const INSTEAD: &str = "instead of";
+
 const CACHED: &str = "busybox sha256sum <$path";
 
 impl Way {
@@ -55,7 +61,7 @@ impl Way {
             Self::Direct if MountMode::of_this_run() == MountMode::Kernel => CACHED,
             Self::Direct => "dd if=$path bs=1M iflag=direct | busybox sha256sum",
         };
-        SCRIPT.replace("READ", read)
+        SCRIPT.replace("READ", read).replace("INSTEAD", INSTEAD)
     }
 }
 
@@ -106,9 +112,20 @@ impl Reader {
 
     /// Fails if it found other bytes, or was told of an error.
     pub fn check(&self) -> anyhow::Result<()> {
-        let wrong = fs::read_to_string(self.said.join("wrong")).unwrap_or_default();
+        let wrong = self.wrong();
         anyhow::ensure!(wrong.is_empty(), "{} found:\n{wrong}", self.id);
         Ok(())
+    }
+
+    fn wrong(&self) -> String {
+        fs::read_to_string(self.said.join("wrong")).unwrap_or_default()
+    }
+
+    /// Whether it was told of errors, or died of one; fails if it found other bytes.
+    pub fn was_told(&self, ctr: &Ctr) -> anyhow::Result<bool> {
+        let wrong = self.wrong();
+        only_errors(&wrong).with_context(|| self.id.clone())?;
+        Ok(!wrong.is_empty() || self.task(ctr)?.last().is_none_or(|status| status != "RUNNING"))
     }
 
     /// Waits until it has read everything once, or fails as [`check`](Self::check) does.
@@ -130,12 +147,24 @@ impl Reader {
 
     /// The process id of its program.
     fn process(&self, ctr: &Ctr) -> anyhow::Result<u32> {
-        let tasks = command::output_of(ctr.ctr()?.args(["task", "list"]), COMMAND_LIMIT)?;
-        let mut lines = tasks.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-        let line = lines.find(|words| words.first() == Some(&self.id.as_str()));
-        let words = line.with_context(|| format!("{} is not in {tasks}", self.id))?;
-        words.get(1).context("a task without a process")?.parse().context("a process id")
+        let task = self.task(ctr)?;
+        task.get(1).context("a task without a process")?.parse().context("a process id")
     }
+
+    /// What containerd lists of it: its id, its process and its status.
+    fn task(&self, ctr: &Ctr) -> anyhow::Result<Vec<String>> {
+        let tasks = command::output_of(ctr.ctr()?.args(["task", "list"]), COMMAND_LIMIT)?;
+        let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect();
+        let mut lines = tasks.lines().map(words);
+        let own = |words: &Vec<String>| words.first() == Some(&self.id);
+        lines.find(own).with_context(|| format!("{} is not in {tasks}", self.id))
+    }
+}
+
+/// Fails if, of what readers said, anything is about bytes.
+pub fn only_errors(said: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(!said.contains(INSTEAD), "other bytes:\n{said}");
+    Ok(())
 }
 
 /// Has the kernel forget what it has of open files, so that the next read is the file system's.

@@ -38,7 +38,7 @@ pub const FAULTS: [Fault; 12] = [
     fault("the metadata is cut", cut_metadata, run_daemon),
     fault("the metadata is an earlier version's", age_metadata, run_daemon),
     // Before the last one, which has such blobs evicted.
-    fault("cached blobs rot", spoil_blobs, |world| find_spoilt(world, &world.load.steady_blobs())),
+    fault("cached blobs rot", spoil_blobs, |world| find_spoilt(world, &steady_blobs(world))),
     fault("cached files rot", spoil_files, find_spoilt_files),
     fault("the disk is full", fill_disk, |world| {
         world.ballast = None;
@@ -94,17 +94,22 @@ fn fill_disk(world: &mut World<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of the files that are read all along.
+fn steady_blobs(world: &World<'_>) -> [Digest; 2] {
+    world.load.images().steady.each_ref().map(|known| known.blob)
+}
+
 fn spoil_blobs(world: &mut World<'_>) -> anyhow::Result<()> {
-    world.load.steady_blobs().iter().try_for_each(|blob| spoil(&cached(world, "blobs-v1", blob)))
+    steady_blobs(world).iter().try_for_each(|blob| spoil(&cached(world, "blobs-v1", blob)))
 }
 
 /// The files of an image that nobody reads meanwhile.
 fn spoil_files(world: &mut World<'_>) -> anyhow::Result<()> {
-    spoil(&cached(world, "layers-v1", &world.load.resting_blob()))
+    spoil(&cached(world, "layers-v1", &world.load.images().resting.blob))
 }
 
 fn find_spoilt_files(world: &mut World<'_>) -> anyhow::Result<()> {
-    find_spoilt(world, &[world.load.resting_blob()])?;
+    find_spoilt(world, &[world.load.images().resting.blob])?;
     world.load.run_what_rests()
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use skimmer_integration::command::{PATIENCE, wait_for};
+use skimmer_integration::crictl::Crictl;
 use skimmer_integration::docker_config;
 use skimmer_integration::front::Mood;
 use skimmer_integration::names::Failure;
@@ -13,7 +14,7 @@ use super::{Fault, cable, fault, mood, outage, refusal};
 use crate::faults::{NODE, SEED_PEER, USER, World};
 
 /// One after another.
-pub const FAULTS: [Fault; 16] = [
+pub const FAULTS: [Fault; 17] = [
     fault("the other node is gone", |world| cable(world, SEED_PEER, false), |_| Ok(())),
     outage(
         "the registry is gone",
@@ -40,6 +41,7 @@ pub const FAULTS: [Fault; 16] = [
     outage("the credential helper's is another", want_helpers_password, |world| {
         world.helper.hand_out(NEXT_WEEK)
     }),
+    outage("the password of the last pull is another", want_pullers_password, pull_again),
     // Last: from then on there is no front, which knows no TLS, and no mood comes to anybody.
     outage("its certificate is another", renew_certificate, |world| {
         world.fleet.registry.trust(world.scenario)
@@ -50,6 +52,7 @@ pub const FAULTS: [Fault; 16] = [
 pub const TODAY: &str = "of-today";
 const TOMORROW: &str = "of-tomorrow";
 const NEXT_WEEK: &str = "of-next-week";
+const NEXT_MONTH: &str = "of-next-month";
 
 fn forget_name(world: &mut World<'_>, why: Failure) -> anyhow::Result<()> {
     world.names[NODE].fail(why);
@@ -76,6 +79,31 @@ fn want_helpers_password(world: &mut World<'_>) -> anyhow::Result<()> {
     world.helper.be_named(&world.credentials, &registries(world))?;
     demand(world, NEXT_WEEK);
     Ok(())
+}
+
+/// Whoever pulls has it, the node doesn't.
+fn want_pullers_password(world: &mut World<'_>) -> anyhow::Result<()> {
+    demand(world, NEXT_MONTH);
+    Ok(())
+}
+
+/// As a kubelet does with new credentials: what is read lazily of the image is fetched with them, and nothing else. They
+/// are for the registry that the pull names, so for the front.
+fn pull_again(world: &mut World<'_>) -> anyhow::Result<()> {
+    let (late, machine) = (&world.load.images().late, &world.fleet.machines[NODE]);
+    let Some(crictl) = Crictl::new(&machine.containerd()?.address(), &machine.skimmerd.images())?
+    else {
+        return world.helper.hand_out(NEXT_MONTH);
+    };
+    let reference =
+        late.reference.replacen(world.fleet.registry.address(), world.front.address(), 1);
+    crictl.call(&["pull", "--creds", &format!("{USER}:{NEXT_MONTH}"), &reference])?;
+    wait_for("the waiting reader has its bytes", PATIENCE, || {
+        let layers = machine.skimmerd.layers(&late.reference).ok()?;
+        layers.last()?["blob_bytes_present"].as_u64().filter(|present| *present > 0)
+    })?;
+    crictl.call(&["rmi", &reference])?;
+    world.helper.hand_out(NEXT_MONTH)
 }
 
 /// Has the registry want this password from now on.

@@ -1,0 +1,58 @@
+//! Readers whose files are gone for good: they are told, and others take their places.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::PoisonError;
+
+use anyhow::Context as _;
+use skimmer_integration::command::wait_for;
+
+use super::{Load, PROGRESS, WAYS, own};
+use crate::faults::reader::{Reader, only_errors};
+
+impl Load {
+    /// Lets who came and went no more: they may have been told of errors, but found no other bytes.
+    pub fn pause_told(&mut self) -> anyhow::Result<()> {
+        self.pause()?;
+        let mut failures = self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::take(&mut *failures).iter().try_for_each(|failure| only_errors(failure))
+    }
+
+    /// Which of those that read all along were told; the others go on.
+    pub fn told(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut told = BTreeSet::new();
+        for reader in &self.steady {
+            let before = reader.rounds();
+            let is_told = wait_for("a reader goes on or is told", PROGRESS, || {
+                match reader.was_told(&self.hands.ctr) {
+                    Ok(false) => (reader.rounds() >= before + 2).then_some(Ok(false)),
+                    told => Some(told),
+                }
+            })??;
+            if is_told {
+                told.insert(reader.id().to_owned());
+            }
+        }
+        Ok(told)
+    }
+
+    /// Begins anew in place of those that were told.
+    pub fn replace(&mut self, told: &BTreeSet<String>) -> anyhow::Result<()> {
+        self.release()?;
+        let places = self.steady.iter_mut().zip(self.images.steady.iter().zip(WAYS));
+        for (reader, (known, (id, way))) in places.filter(|(reader, _)| told.contains(reader.id()))
+        {
+            self.hands.remove_container(reader.id());
+            *reader = Reader::start(
+                &self.hands.ctr,
+                known,
+                &own(&format!("{id}-again")),
+                way,
+                &self.hands.folder,
+            )
+            .context("begin anew")?;
+            reader.go()?;
+        }
+        self.begin_forgetting()
+    }
+}

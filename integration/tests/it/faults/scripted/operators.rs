@@ -1,0 +1,116 @@
+//! What is no fault, and done to nodes at work: less room, other holders, many snapshots, blobs for containerd.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use skimmer_integration::command;
+use skimmer_integration::node;
+use skimmer_integration::snapshots::Snapshots;
+
+use super::{Fault, fault};
+use crate::faults::load::COMMAND_LIMIT;
+use crate::faults::{NODE, World, kills};
+
+/// One after another.
+pub const FAULTS: [Fault; 5] = [
+    fault(
+        "the holder is gone",
+        |world| world.fleet.machines[NODE].skimmerd.kill_holder(),
+        |world| kills::hold_again(&mut world.fleet.machines[NODE]),
+    ),
+    fault(
+        "the cache may be small",
+        |world| set_quota(world, SMALL_BYTES),
+        |world| set_quota(world, 0),
+    ),
+    fault("a thousand snapshots come and go", make_snapshots, collect_snapshots),
+    fault("an image's blobs are put into containerd", materialize_in_vain, materialize),
+    fault("an image is pulled as a whole", pull_in_vain, pull),
+];
+
+/// Less than what the readers and the pulled images have of it.
+const SMALL_BYTES: u64 = 16 << 20;
+const SNAPSHOTS: usize = 1000;
+/// The beginning of their names.
+const MANY: &str = "many-";
+/// So long after its begin an order is given up by a daemon that dies.
+const BEGUN: Duration = Duration::from_millis(50);
+
+fn set_quota(world: &mut World<'_>, bytes: u64) -> anyhow::Result<()> {
+    let daemon = &mut world.fleet.machines[NODE].skimmerd;
+    daemon.terminate()?;
+    daemon.configure("quota_bytes", &bytes.to_string())?;
+    run(world)
+}
+
+/// The daemon, until containerd has found it: a container is started next.
+fn run(world: &mut World<'_>) -> anyhow::Result<()> {
+    let machine = &mut world.fleet.machines[NODE];
+    machine.skimmerd.run()?;
+    node::wait_connected(&machine.containerd()?.address())
+}
+
+fn snapshots(world: &World<'_>) -> anyhow::Result<Snapshots> {
+    Snapshots::connect(&world.fleet.machines[NODE].skimmerd.address(), "skimmer")
+}
+
+/// Each on layers that a reader uses. containerd, which knows none of them, removes them whenever it collects garbage, and
+/// has skimmerd clean up after that.
+fn make_snapshots(world: &mut World<'_>) -> anyhow::Result<()> {
+    let mut snapshots = snapshots(world)?;
+    let all = snapshots.list(&[])?;
+    let on_layers = all.iter().find(|info| !info.parent.is_empty());
+    let parent = &on_layers.context("nobody uses any layers")?.parent;
+    (0..SNAPSHOTS).try_for_each(|number| {
+        snapshots.prepare(&format!("{MANY}{number}"), parent, HashMap::new()).map(drop)
+    })
+}
+
+fn collect_snapshots(world: &mut World<'_>) -> anyhow::Result<()> {
+    let containerd = world.fleet.machines[NODE].containerd()?;
+    containerd.collect_garbage(&world.load.images().resting.reference)?;
+    let left = snapshots(world)?.list(&[])?;
+    let left = left.iter().filter(|info| info.name.starts_with(MANY)).count();
+    anyhow::ensure!(left == 0, "{left} are left");
+    Ok(())
+}
+
+/// Of an image of which nothing is here.
+fn materialize_in_vain(world: &mut World<'_>) -> anyhow::Result<()> {
+    let reference = world.load.images().late.reference.clone();
+    give_up(world, &["materialize", &reference])
+}
+
+fn materialize(world: &mut World<'_>) -> anyhow::Result<()> {
+    let (late, machine) = (&world.load.images().late, &world.fleet.machines[NODE]);
+    machine.skimmerd.ask(&["materialize", &late.reference])?;
+    let archive = world.scenario.path("exported.tar").display().to_string();
+    let mut export = machine.containerd()?.ctr()?;
+    command::output_of(export.args(["image", "export", &archive, &late.reference]), COMMAND_LIMIT)?;
+    let listed = command::run("tar", ["-tf", &archive])?;
+    anyhow::ensure!(listed.contains(late.blob.hex().as_str()), "the archive has {listed}");
+    Ok(())
+}
+
+fn pull_in_vain(world: &mut World<'_>) -> anyhow::Result<()> {
+    let reference = world.load.images().whole.reference.clone();
+    give_up(world, &["pull", "--full", &reference])
+}
+
+fn pull(world: &mut World<'_>) -> anyhow::Result<()> {
+    let reference = &world.load.images().whole.reference;
+    world.fleet.machines[NODE].skimmerd.ask(&["pull", "--full", reference])?;
+    world.load.run_what_is_whole()
+}
+
+/// Begins to obey an order, and dies.
+fn give_up(world: &mut World<'_>, order: &[&str]) -> anyhow::Result<()> {
+    let machine = &mut world.fleet.machines[NODE];
+    let begun = machine.begin(order)?;
+    thread::sleep(BEGUN);
+    machine.skimmerd.kill()?;
+    begun.wait_failed(COMMAND_LIMIT).with_context(|| format!("{order:?}"))?;
+    run(world)
+}
