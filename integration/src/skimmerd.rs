@@ -291,7 +291,8 @@ impl Skimmerd {
     pub fn configure(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let text = std::fs::read_to_string(self.config())?;
         let is_key = |line: &str| line.split(' ').next() == Some(key);
-        anyhow::ensure!(text.lines().any(is_key), "the configuration has no {key}");
+        let count = text.lines().filter(|line| is_key(line)).count();
+        anyhow::ensure!(count == 1, "the configuration has {count} lines of {key}");
         let line = |line: &str| {
             if is_key(line) { format!("{key} = {value}\n") } else { format!("{line}\n") }
         };

@@ -196,7 +196,7 @@ pub enum MountKeeper {
 pub struct Fuse {
     /// Threads that read requests, for each mount.
     pub threads: usize,
-    /// Reads through the page cache that the kernel may have outstanding, for each mount.
+    /// Reads ahead that the kernel may have outstanding, for each mount.
     pub max_background: u16,
     /// The kernel's read-ahead, for each mount whose bytes are all here.
     pub read_ahead_kib: u32,

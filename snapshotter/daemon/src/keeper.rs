@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use skimmer_keeper::{Holder, Lasts, Place, memory};
+use skimmer_keeper::{Holder, Lasts, Place, Systemd, memory};
 use skimmer_layers::Keeping;
 use skimmer_layers::mount::Mounts;
 use skimmer_proto::Digest;
@@ -44,10 +44,7 @@ pub fn open(config: &Config) -> anyhow::Result<Keeping> {
 /// Who keeps the descriptors of mounts for this process's successor, as was settled when this process started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeptBy {
-    Systemd {
-        /// Also while the unit is stopped.
-        also_stopped: bool,
-    },
+    Systemd,
     /// The holder at this address.
     Holder(PathBuf),
     /// Nobody: systemd offered no store, and no holder was at this address.
@@ -60,18 +57,17 @@ impl KeptBy {
     pub fn of(config: &Mount, keeping: &Keeping) -> Self {
         let address = config.holder_address.clone();
         match keeping.as_ref().map(|(keeper, _)| keeper.lasts()) {
-            Some(Lasts::Machine) => Self::Systemd { also_stopped: true },
-            Some(Lasts::UntilStop) => Self::Systemd { also_stopped: false },
+            Some(Lasts::Machine | Lasts::UntilStop) => Self::Systemd,
             Some(Lasts::Process) => Self::Holder(address),
             None if config.keeper == MountKeeper::None => Self::Unwanted,
             None => Self::Nobody(address),
         }
     }
 
-    /// Whether there is somebody right now: a holder may have gone. Blocks.
-    pub fn is_there(&self) -> bool {
+    /// Whether they are safe right now: a holder may have gone, a unit may have been disabled. Blocks.
+    pub fn is_safe(&self) -> bool {
         match self {
-            Self::Systemd { .. } => true,
+            Self::Systemd => Systemd::survives_stop(),
             Self::Holder(address) => Holder::answers(address),
             Self::Nobody(_) | Self::Unwanted => false,
         }

@@ -250,7 +250,7 @@ impl node_server::Node for Node {
         let registry = request.into_inner().registry;
         let mut checks = vec![check::daemon(), check::lazily(&self.layers)];
         let kept_by = self.kept_by.clone();
-        checks.push(blocking(move || check::keeper(&kept_by, kept_by.is_there())).await?);
+        checks.push(blocking(move || check::keeper(&kept_by, kept_by.is_safe())).await?);
         checks.push(check::containerd(&self.containerd).await);
         checks.push(check::image_service(&self.image_service));
         if !registry.is_empty() {

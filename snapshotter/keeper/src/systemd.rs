@@ -52,8 +52,20 @@ impl Systemd {
         };
         let kept: Vec<Kept> = kept.map(own).collect();
         let names = kept.iter().map(|kept| kept.name.clone()).collect();
-        let lasts = if survives_stop() { Lasts::Machine } else { Lasts::UntilStop };
+        let lasts = if Self::survives_stop() { Lasts::Machine } else { Lasts::UntilStop };
         Ok((Self { lasts, max: max(), names: Mutex::new(names) }, kept))
+    }
+
+    /// Whether systemd says, now, that the store of this process's unit outlives the unit's stop: systemd forgets a stopped
+    /// unit with its store, whatever that is to preserve, unless another unit wants it.
+    pub fn survives_stop() -> bool {
+        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let Some(unit) = unit_of(&cgroups) else { return false };
+        let asked = Command::new("systemctl")
+            .args(["show", "--property=FileDescriptorStorePreserve,WantedBy,RequiredBy"])
+            .args(["--", unit])
+            .output();
+        asked.is_ok_and(|said| preserves(&String::from_utf8_lossy(&said.stdout)))
     }
 
     /// Adds `name` to what is kept, as far as there is room. Whether it was there.
@@ -112,17 +124,6 @@ fn fit<'a>(names: impl Iterator<Item = &'a str>) -> bool {
 
 fn max() -> usize {
     env::var("FDSTORE").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-/// Whether systemd says that the store of this process's unit outlives the unit's stop: systemd forgets a stopped unit
-/// with its store, whatever that is to preserve, unless another unit wants it.
-fn survives_stop() -> bool {
-    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let Some(unit) = unit_of(&cgroups) else { return false };
-    let asked = Command::new("systemctl")
-        .args(["show", "--property=FileDescriptorStorePreserve,WantedBy,RequiredBy", "--", unit])
-        .output();
-    asked.is_ok_and(|said| preserves(&String::from_utf8_lossy(&said.stdout)))
 }
 
 /// Whether a unit with these properties keeps its store when it is stopped.

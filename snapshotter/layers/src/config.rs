@@ -72,8 +72,9 @@ pub struct FuseConfig {
     pub read_ahead_kib: u32,
     /// The same while bytes may have to be fetched: what is read ahead in vain is then fetched in vain.
     pub lazy_read_ahead_kib: u32,
-    /// Reads through the page cache that the kernel may have in flight, per mount: it holds back what is more, and that
-    /// waits without being seen.
+    /// Reads ahead, as most through the page cache are, that the kernel may have in flight, per mount: it holds back what
+    /// is more, and that waits without being seen. No more than 64 where requests are written down (see
+    /// [`resend`](Self::resend)). A mount stays with what it began with.
     pub max_background: u16,
     /// Reads that wait for bytes at once, over all mounts (see [`crate::turns`]); more wait their turn.
     pub max_waiting: usize,

@@ -63,6 +63,9 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
+/// Of what the kernel may have in flight where requests are written down: all mounts share the journal's places.
+const RECORDED: u16 = 64;
+
 /// The file system of one layer.
 pub struct LayerFs<C: Content> {
     reader: Arc<Reader<C>>,
@@ -192,7 +195,9 @@ impl<C: Content> Filesystem for LayerFs<C> {
         self.skips_open = config.capabilities().contains(skipping);
         // Both refuse nothing but 0 and what exceeds the reader's buffer.
         config.set_max_write(device::MAX_READ).map_err(|_| io::ErrorKind::InvalidInput)?;
-        config.set_max_background(self.max_background).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let most = if agreed.contains(InitFlags::FUSE_HAS_RESEND) { u16::MAX } else { RECORDED };
+        let most = self.max_background.min(most);
+        config.set_max_background(most).map_err(|_| io::ErrorKind::InvalidInput)?;
         Ok(())
     }
 

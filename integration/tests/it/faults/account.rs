@@ -116,14 +116,13 @@ impl Account {
         found
     }
 
-    /// Waits until there are as many others in the places of snapshots and files that are gone, and counts on those from
-    /// then on.
+    /// Waits until there are as many other snapshots in the places of those that are gone, and counts on them and their
+    /// files from then on.
     pub fn accept_successors(&mut self, machine: &Machine) -> anyhow::Result<()> {
         let counts = |of: &Self| of.snapshots.each_ref().map(BTreeSet::len);
         let now = wait_for("others have taken the places of what is gone", SETTLING, || {
             let now = Self::of(machine).ok()?;
-            let are_as_many = counts(&now) == counts(self) && now.files.len() <= self.files.len();
-            are_as_many.then_some(now)
+            (counts(&now) == counts(self)).then_some(now)
         })?;
         (self.snapshots, self.files) = (now.snapshots, now.files);
         Ok(())

@@ -46,9 +46,15 @@ fn readers_of_a_drained_node_are_told_and_all_else_goes_on() {
 }
 
 fn world(scenario: &Scenario) -> anyhow::Result<World<'_>> {
-    let world = World::new(scenario, &Plan { indexes: Indexes::Node, ..Plan::default() })?;
+    let mut world = World::new(scenario, &Plan { indexes: Indexes::Node, ..Plan::default() })?;
     for part in LOST.into_iter().chain(WITHOUT_HOLDER) {
         world.fleet.machines[NODE].skimmerd.expect_log(part);
+    }
+    if MountMode::of_this_run() == MountMode::Kernel {
+        // With nobody left to hear of it, what is missing would be read as zeros.
+        world.load.pause()?;
+    } else {
+        world.load.wait_passing()?;
     }
     Ok(world)
 }
@@ -65,6 +71,10 @@ fn told(world: &mut World<'_>) -> anyhow::Result<BTreeSet<String>> {
 
 fn go_on(mut world: World<'_>, told: &BTreeSet<String>) -> anyhow::Result<()> {
     world.load.replace(told)?;
+    world.load.resume();
+    // What was unmounted may have been evicted, and comes again.
+    world.load.wait_progress()?;
+    world.load.pause()?;
     world.before.accept_successors(&world.fleet.machines[NODE])?;
     world.load.resume();
     world.end()

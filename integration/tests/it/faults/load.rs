@@ -5,6 +5,7 @@
 
 mod late;
 mod told;
+mod whole;
 
 pub use late::{Late, Unread};
 
@@ -56,7 +57,7 @@ pub struct Images {
     pub resting: Known,
     /// Read for the first time while something is wrong.
     pub late: Known,
-    /// For containerd's own overlayfs.
+    /// Read by nobody, for operators.
     pub whole: Known,
 }
 
@@ -233,16 +234,6 @@ impl Load {
         self.hands.check_in_container(&self.images.resting, "skimmer")
     }
 
-    /// Runs a container on containerd's own overlayfs, of an image that was pulled for it, and removes the image.
-    pub fn run_what_is_whole(&self) -> anyhow::Result<()> {
-        self.hands.check_in_container(&self.images.whole, "overlayfs")?;
-        // It is there by its digest, too.
-        let repository = self.images.whole.reference.trim_end_matches(":latest");
-        let names = self.hands.ctr.images()?;
-        let mut names = names.iter().filter(|name| name.starts_with(repository));
-        names.try_for_each(|name| self.hands.remove_image(name))
-    }
-
     /// Opens the files of readers.
     fn begin_forgetting(&mut self) -> anyhow::Result<()> {
         let files = self.steady.first().context("no readers")?.open(&self.hands.ctr)?;
@@ -267,6 +258,18 @@ impl Load {
 
     pub fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// The container of one that reads all along.
+    pub fn reader(&self) -> anyhow::Result<&str> {
+        Ok(self.steady.first().context("no readers")?.id())
+    }
+
+    /// Waits until a container is there of those that come and go.
+    pub fn wait_passing(&self) -> anyhow::Result<()> {
+        wait_for("a container comes", PROGRESS, || {
+            (!self.hands.passing(PASSING).ok()?.is_empty()).then_some(())
+        })
     }
 
     pub fn progress(&self) -> Progress {

@@ -19,7 +19,7 @@ use super::load::{Late, Unread};
 const STAY: Duration = Duration::from_secs(3);
 
 /// What the node says of them, besides what it gives as reasons.
-pub const SAID: [&str; 8] = [
+pub const SAID: [&str; 7] = [
     "the metadata could not be read",
     "the database of snapshots is damaged",
     "checkpoint not written",
@@ -27,7 +27,6 @@ pub const SAID: [&str; 8] = [
     "cached bytes had changed on disk",
     "the bytes received have the digest",
     "doesn't match its digest, every time it was fetched",
-    "cache is over its quota",
 ];
 
 /// Something that goes wrong.

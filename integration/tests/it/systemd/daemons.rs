@@ -178,15 +178,15 @@ fn setup(scenario: &Scenario, service: &Service) -> anyhow::Result<systemd::Setu
         ],
         enabled: if service.enabled { vec![UNIT] } else { Vec::new() },
         etc: vec![
-            ("skimmer/skimmerd.toml", skimmerds(scenario, service)),
-            ("containerd/config.toml", containerds(scenario, service)),
+            ("skimmer/skimmerd.toml", skimmerd_configuration(scenario, service)),
+            ("containerd/config.toml", containerd_configuration(scenario, service)),
         ],
         programs: vec![tools::built("skimmerd")?],
     })
 }
 
 /// skimmerd's configuration.
-fn skimmerds(scenario: &Scenario, service: &Service) -> String {
+fn skimmerd_configuration(scenario: &Scenario, service: &Service) -> String {
     format!(
         "[containerd]\naddress = '{CONTAINERD}/c.sock'\n\
          [registry]\nconfig_path = '{hosts}'\ndocker_config = '{docker}'\n\
@@ -201,7 +201,7 @@ fn skimmerds(scenario: &Scenario, service: &Service) -> String {
 }
 
 /// containerd's configuration.
-fn containerds(scenario: &Scenario, service: &Service) -> String {
+fn containerd_configuration(scenario: &Scenario, service: &Service) -> String {
     let setup = containerd::Setup {
         skimmer: Some("/run/skimmer/skimmerd.sock".into()),
         ..service.containerd.clone()

@@ -24,8 +24,8 @@ pub fn lazily(layers: &Layers) -> Check {
     verdict("incomplete layers", Verdict::Ok, detail, "")
 }
 
-/// Who keeps the descriptors of lazily mounted layers over restarts; `is_there`: now too.
-pub fn keeper(by: &KeptBy, is_there: bool) -> Check {
+/// Who keeps the descriptors of lazily mounted layers over restarts; `is_safe`: now too.
+pub fn keeper(by: &KeptBy, is_safe: bool) -> Check {
     let name = "descriptors of mounts";
     let ok = |who: String| verdict(name, Verdict::Ok, format!("kept by {who}"), "");
     let warn = |who: String, remedy: &str| {
@@ -38,15 +38,15 @@ pub fn keeper(by: &KeptBy, is_there: bool) -> Check {
         )
     };
     match by {
-        KeptBy::Systemd { also_stopped: true } => ok("systemd".to_owned()),
-        KeptBy::Systemd { also_stopped: false } => warn(
+        KeptBy::Systemd if is_safe => ok("systemd".to_owned()),
+        KeptBy::Systemd => warn(
             "systemd until the unit is stopped: lazily mounted layers fail then, and the kernel \
              serves no incomplete ones"
                 .to_owned(),
             "Enable the unit: `systemctl enable skimmerd && systemctl restart skimmerd`. \
              One of your own needs FileDescriptorStorePreserve=yes too.",
         ),
-        KeptBy::Holder(address) if is_there => ok(format!("the holder at {}", address.display())),
+        KeptBy::Holder(address) if is_safe => ok(format!("the holder at {}", address.display())),
         KeptBy::Holder(address) => warn(
             format!(
                 "the holder at {}, which is gone: lazily mounted layers fail if skimmerd ends \
@@ -60,13 +60,14 @@ pub fn keeper(by: &KeptBy, is_there: bool) -> Check {
                 "systemd offers no store, and no holder was at {} when skimmerd started",
                 address.display()
             )),
-            "With systemd 254 or later run skimmerd as install/skimmerd.service: \
-             `systemctl enable --now skimmerd`. Without, start install/skimmer-hold.service, then \
-             skimmerd again: `systemctl enable --now skimmer-hold && systemctl restart skimmerd`.",
+            "Drain the node of its pods, as their lazily mounted layers fail when this skimmerd is \
+             stopped. Then, with systemd 254 or later, run it as install/skimmerd.service, enabled. \
+             Without, start install/skimmer-hold.service before it.",
         ),
         KeptBy::Unwanted => warn(
             nobody("mount.keeper says so"),
-            "Set `mount.keeper` in skimmerd's configuration to \"auto\", and restart skimmerd.",
+            "Drain the node of its pods, as their lazily mounted layers fail at the restart. Then \
+             set `mount.keeper` in skimmerd's configuration to \"auto\", and restart skimmerd.",
         ),
     }
 }
@@ -126,11 +127,11 @@ mod tests {
     #[test]
     fn who_keeps_descriptors_is_told_and_what_to_do_if_nobody_does() {
         let address = PathBuf::from("/run/hold.sock");
-        for (by, is_there, expected, detail) in [
-            (KeptBy::Systemd { also_stopped: true }, true, Verdict::Ok, "kept by systemd"),
+        for (by, is_safe, expected, detail) in [
+            (KeptBy::Systemd, true, Verdict::Ok, "kept by systemd"),
             (
-                KeptBy::Systemd { also_stopped: false },
-                true,
+                KeptBy::Systemd,
+                false,
                 Verdict::Warning,
                 "kept by systemd until the unit is stopped: ",
             ),
@@ -154,7 +155,7 @@ mod tests {
             ),
             (KeptBy::Unwanted, false, Verdict::Warning, "kept by nobody (mount.keeper says so): "),
         ] {
-            let check = keeper(&by, is_there);
+            let check = keeper(&by, is_safe);
             assert_eq!(check.verdict(), expected, "{by:?}");
             assert!(check.detail.starts_with(detail), "{by:?}: {}", check.detail);
             assert_eq!(check.remedy.is_empty(), expected == Verdict::Ok, "{by:?}");

@@ -11,11 +11,16 @@ use super::{Load, PROGRESS, WAYS, own};
 use crate::faults::reader::{Reader, only_errors};
 
 impl Load {
-    /// Lets who came and went no more: they may have been told of errors, but found no other bytes.
+    /// Lets images come and go no more: their readers may have been told of errors, but found no other bytes, and nobody
+    /// was left waiting.
     pub fn pause_told(&mut self) -> anyhow::Result<()> {
         self.pause()?;
         let mut failures = self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        mem::take(&mut *failures).iter().try_for_each(|failure| only_errors(failure))
+        for failure in mem::take(&mut *failures) {
+            only_errors(&failure)?;
+            anyhow::ensure!(!failure.contains("in vain"), "not told: {failure}");
+        }
+        Ok(())
     }
 
     /// Which of those that read all along were told; the others go on.
@@ -24,10 +29,10 @@ impl Load {
         for reader in &self.steady {
             let before = reader.rounds();
             let is_told = wait_for("a reader goes on or is told", PROGRESS, || {
-                match reader.was_told(&self.hands.ctr) {
-                    Ok(false) => (reader.rounds() >= before + 2).then_some(Ok(false)),
-                    told => Some(told),
-                }
+                // What it has by then said of a whole round.
+                let is_past = reader.rounds() >= before + 2;
+                let told = reader.was_told(&self.hands.ctr);
+                (is_past || !matches!(told, Ok(false))).then_some(told)
             })??;
             if is_told {
                 told.insert(reader.id().to_owned());

@@ -1,11 +1,10 @@
 //! What is no fault, and done to nodes at work: less room, other holders, many snapshots, blobs for containerd.
 
 use std::collections::HashMap;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skimmer_integration::command;
+use skimmer_integration::command::{self, wait_for};
 use skimmer_integration::node;
 use skimmer_integration::snapshots::Snapshots;
 
@@ -35,8 +34,8 @@ const SMALL_BYTES: u64 = 16 << 20;
 const SNAPSHOTS: usize = 1000;
 /// The beginning of their names.
 const MANY: &str = "many-";
-/// So long after its begin an order is given up by a daemon that dies.
-const BEGUN: Duration = Duration::from_millis(50);
+/// How long it may take until containerd removes a snapshot.
+const COLLECTING: Duration = Duration::from_secs(60);
 
 fn set_quota(world: &mut World<'_>, bytes: u64) -> anyhow::Result<()> {
     let daemon = &mut world.fleet.machines[NODE].skimmerd;
@@ -56,42 +55,44 @@ fn snapshots(world: &World<'_>) -> anyhow::Result<Snapshots> {
     Snapshots::connect(&world.fleet.machines[NODE].skimmerd.address(), "skimmer")
 }
 
-/// Each on layers that a reader uses. containerd, which knows none of them, removes them whenever it collects garbage, and
-/// has skimmerd clean up after that.
+/// Each on layers that a reader uses.
 fn make_snapshots(world: &mut World<'_>) -> anyhow::Result<()> {
     let mut snapshots = snapshots(world)?;
-    let all = snapshots.list(&[])?;
-    let on_layers = all.iter().find(|info| !info.parent.is_empty());
-    let parent = &on_layers.context("nobody uses any layers")?.parent;
+    let (all, reader) = (snapshots.list(&[])?, format!("/{}", world.load.reader()?));
+    let own = all.iter().find(|info| info.name.ends_with(&reader));
+    let parent = &own.context("a reader without a snapshot")?.parent;
     (0..SNAPSHOTS).try_for_each(|number| {
         snapshots.prepare(&format!("{MANY}{number}"), parent, HashMap::new()).map(drop)
     })
 }
 
+/// containerd, which knows none of them, removes them all after it has removed one that it knows, and has skimmerd clean up
+/// after that.
 fn collect_snapshots(world: &mut World<'_>) -> anyhow::Result<()> {
-    let containerd = world.fleet.machines[NODE].containerd()?;
-    containerd.collect_garbage(&world.load.images().resting.reference)?;
-    let left = snapshots(world)?.list(&[])?;
-    let left = left.iter().filter(|info| info.name.starts_with(MANY)).count();
-    anyhow::ensure!(left == 0, "{left} are left");
-    Ok(())
+    let mut snapshots = snapshots(world)?;
+    wait_for("containerd has removed them", COLLECTING, || {
+        let left = snapshots.list(&[]).ok()?;
+        (!left.iter().any(|info| info.name.starts_with(MANY))).then_some(())
+    })
 }
 
 /// Of an image of which nothing is here.
 fn materialize_in_vain(world: &mut World<'_>) -> anyhow::Result<()> {
-    let reference = world.load.images().late.reference.clone();
+    world.load.pull_whole_lazily()?;
+    let reference = world.load.images().whole.reference.clone();
     give_up(world, &["materialize", &reference])
 }
 
 fn materialize(world: &mut World<'_>) -> anyhow::Result<()> {
-    let (late, machine) = (&world.load.images().late, &world.fleet.machines[NODE]);
-    machine.skimmerd.ask(&["materialize", &late.reference])?;
+    let (whole, machine) = (&world.load.images().whole, &world.fleet.machines[NODE]);
+    machine.skimmerd.ask(&["materialize", &whole.reference])?;
     let archive = world.scenario.path("exported.tar").display().to_string();
     let mut export = machine.containerd()?.ctr()?;
-    command::output_of(export.args(["image", "export", &archive, &late.reference]), COMMAND_LIMIT)?;
+    export.args(["image", "export", &archive, &whole.reference]);
+    command::output_of(&mut export, COMMAND_LIMIT)?;
     let listed = command::run("tar", ["-tf", &archive])?;
-    anyhow::ensure!(listed.contains(late.blob.hex().as_str()), "the archive has {listed}");
-    Ok(())
+    anyhow::ensure!(listed.contains(whole.blob.hex().as_str()), "the archive has {listed}");
+    world.load.forget_whole()
 }
 
 fn pull_in_vain(world: &mut World<'_>) -> anyhow::Result<()> {
@@ -102,14 +103,15 @@ fn pull_in_vain(world: &mut World<'_>) -> anyhow::Result<()> {
 fn pull(world: &mut World<'_>) -> anyhow::Result<()> {
     let reference = &world.load.images().whole.reference;
     world.fleet.machines[NODE].skimmerd.ask(&["pull", "--full", reference])?;
-    world.load.run_what_is_whole()
+    world.load.run_whole()?;
+    world.load.forget_whole()
 }
 
-/// Begins to obey an order, and dies.
+/// Begins to obey an order, and dies when something of the image has come.
 fn give_up(world: &mut World<'_>, order: &[&str]) -> anyhow::Result<()> {
     let machine = &mut world.fleet.machines[NODE];
     let begun = machine.begin(order)?;
-    thread::sleep(BEGUN);
+    machine.wait_present(&world.load.images().whole.blob, 1)?;
     machine.skimmerd.kill()?;
     begun.wait_failed(COMMAND_LIMIT).with_context(|| format!("{order:?}"))?;
     run(world)
