@@ -133,8 +133,12 @@ impl World {
 
     fn seen(&self) -> anyhow::Result<Seen> {
         let mounts = self.systemd.mounts(Path::new("/var/lib/skimmer"))?;
+        let list = ["sh", "-c", "stat -c '%n %i' /data/*"];
         let inodes =
-            self.containerd.exec(&self.container, &["sh", "-c", "stat -c '%n %i' /data/*"])?;
+            wait_for("ctr passes on what a program says that ends at once", PATIENCE, || {
+                let said = self.containerd.exec(&self.container, &list);
+                said.map(|said| (said.lines().count() == FILES + 1).then_some(said)).transpose()
+            })??;
         let mounts = mounts.into_iter().collect();
         let inodes = inodes.lines().map(str::to_owned).collect();
         Ok(Seen { mounts, inodes })
