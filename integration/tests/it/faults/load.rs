@@ -463,6 +463,13 @@ impl Hands {
         self.skimmer.modes(&known.reference).unwrap_or_default()
     }
 
+    /// Whether an image is mounted lazily and nothing of its files is here.
+    fn is_unread(&self, known: &Known) -> anyhow::Result<bool> {
+        let layers = self.skimmer.layers(&known.reference)?;
+        let unread = |layer: &Value| layer["mode"] == "lazy" && layer["blob_bytes_present"] == 0;
+        Ok(layers.last().is_some_and(unread))
+    }
+
     /// Whether every byte of an image that a container uses is on the node.
     fn is_complete(&self, known: &Known) -> bool {
         // What skimmerd couldn't provide and doesn't serve, containerd has unpacked.

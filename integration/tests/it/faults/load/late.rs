@@ -30,10 +30,7 @@ impl Load {
         wait_for("an image is here by name alone", PROGRESS, || {
             hands.skimmer.import_indexes(&known.indexes).ok()?;
             hands.ctr.pull(&Pull::new(&known.reference, "skimmer")).ok()?;
-            let layers = hands.skimmer.layers(&known.reference).ok()?;
-            let is_unread = layers
-                .last()
-                .is_some_and(|layer| layer["mode"] == "lazy" && layer["blob_bytes_present"] == 0);
+            let is_unread = hands.is_unread(&known).ok()?;
             if !is_unread {
                 // Others have evicted the index in between, or not yet what was read the last time.
                 hands.forget(&known).ok()?;

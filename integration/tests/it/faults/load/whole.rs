@@ -10,11 +10,7 @@ impl Load {
         let (hands, known) = (&self.hands, &self.images.whole);
         hands.skimmer.import_indexes(&known.indexes)?;
         hands.ctr.pull(&Pull::new(&known.reference, "skimmer"))?;
-        let layers = hands.skimmer.layers(&known.reference)?;
-        let is_unread = layers
-            .last()
-            .is_some_and(|layer| layer["mode"] == "lazy" && layer["blob_bytes_present"] == 0);
-        anyhow::ensure!(is_unread, "something of it is here: {layers:?}");
+        anyhow::ensure!(hands.is_unread(known)?, "something of it is here");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What is no fault, and done to nodes at work: less room, other holders, many snapshots, blobs for containerd.
+//! What is done to a node at work: another holder, less room, many snapshots, blobs for containerd.
 
 use std::collections::HashMap;
 use std::time::Duration;
