@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Context as _;
 use skimmer_integration::command::{self, wait_for};
+use skimmer_integration::node::wait_connected;
 use skimmer_integration::scenario::{Scenario, scenario};
 use skimmer_integration::skimmerd::MountMode;
 
@@ -70,6 +71,7 @@ fn told(world: &mut World<'_>) -> anyhow::Result<BTreeSet<String>> {
 }
 
 fn go_on(mut world: World<'_>, told: &BTreeSet<String>) -> anyhow::Result<()> {
+    wait_connected(&world.fleet.machines[NODE].containerd()?.address())?;
     world.load.replace(told)?;
     world.load.resume();
     // What was unmounted may have been evicted, and comes again.

@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use skimmer_integration::command;
 use skimmer_integration::ctr::Ctr;
-use skimmer_integration::skimmerd::MountMode;
 
 use super::images::Known;
 use super::load::COMMAND_LIMIT;
@@ -19,8 +18,8 @@ use super::load::COMMAND_LIMIT;
 pub enum Way {
     /// Through the page cache, which [`Reader::forget`] empties.
     Cached,
-    /// Past the page cache: every read is the file system's. EROFS over files, as the kernel's mounts are, knows no such
-    /// reads: they go through it there.
+    /// Past the page cache: every read is the file system's. EROFS over files, as the kernel's mounts are, refuses to open
+    /// files so; what it serves is read through the cache.
     Direct,
 }
 
@@ -33,7 +32,7 @@ while [ ! -e /said/go ]; do sleep 0.05; done
 rounds=0
 while :; do
   while read -r sum path; do
-    if found=$(READ 2>/said/errors); then
+    if found=$({ READ; } 2>/said/errors); then
       [ "${found%% *}" = "$sum" ] || say "$path: $found INSTEAD $sum"
     else
       say "$path: $(cat /said/errors)"
@@ -54,12 +53,15 @@ const INSTEAD: &str = "instead of";
 
 const CACHED: &str = "busybox sha256sum <$path";
 
+const DIRECT: &str = "if dd if=$path of=/dev/null count=0 iflag=direct; \
+    then dd if=$path bs=1M iflag=direct | busybox sha256sum; \
+    else busybox sha256sum <$path; fi";
+
 impl Way {
     fn script(self) -> String {
         let read = match self {
             Self::Cached => CACHED,
-            Self::Direct if MountMode::of_this_run() == MountMode::Kernel => CACHED,
-            Self::Direct => "dd if=$path bs=1M iflag=direct | busybox sha256sum",
+            Self::Direct => DIRECT,
         };
         SCRIPT.replace("READ", read).replace("INSTEAD", INSTEAD)
     }
