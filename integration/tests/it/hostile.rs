@@ -1,13 +1,13 @@
 //! Readers that mean harm: they get their bytes, and nobody else goes without.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use rustix::process::setpriority_process;
 use skimmer_integration::containerd::Version;
 use skimmer_integration::ctr::Pull;
@@ -17,7 +17,7 @@ use skimmer_integration::memory_limit::MemoryLimit;
 use skimmer_integration::node::{Node, Setup};
 use skimmer_integration::registry::Registry;
 use skimmer_integration::scenario::{Scenario, scenario};
-use skimmer_integration::skimmerd;
+use skimmer_integration::skimmerd::{self, MountMode};
 use skimmer_integration::snapshots::View;
 
 use crate::fixtures::{blobs, data, mount_point, seed};
@@ -34,11 +34,42 @@ const TIME: Duration = Duration::from_secs(20);
 const LONGEST: Duration = Duration::from_secs(5);
 /// The bound for a busy node, with the pages of its files.
 const MEMORY: u64 = 256 << 20;
+/// Apart from each other, so that all read elsewhere.
+const SEED: u64 = 0x9e37_79b9;
 
 fn image(scenario: &Scenario, number: usize) -> anyhow::Result<Image> {
     let name = format!("hostile-{number}");
     let layer = data(scenario, &name, BYTES, Format::Gzip)?;
     Plan::new(&format!("hostile/{number}"), vec![layer]).build(&blobs(scenario))
+}
+
+/// Whether skimmerd has a part in each read.
+fn is_served() -> bool {
+    MountMode::of_this_run() != MountMode::Kernel
+}
+
+/// For reads past the page cache where that can be, so that each is one of skimmerd's.
+fn open(path: &Path) -> anyhow::Result<File> {
+    let flags = if is_served() { OFlag::O_DIRECT } else { OFlag::empty() };
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    file.with_context(|| format!("open {}", path.display()))
+}
+
+/// How many reads there were, and the longest.
+#[derive(Debug, Default)]
+struct Waits {
+    reads: u64,
+    longest: Duration,
+}
+
+impl Waits {
+    fn time<T>(&mut self, read: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = read();
+        self.reads += 1;
+        self.longest = self.longest.max(start.elapsed());
+        result
+    }
 }
 
 /// A read of 4 KiB somewhere in the file, checked.
@@ -85,50 +116,27 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
             views.push((view, path, noise(seed(&name), BYTES)));
         }
         let process = node.skimmerd.id();
-        let (stop, reads) = (AtomicBool::new(false), AtomicU64::new(0));
-        std::thread::scope(|scope| {
+        let stop = AtomicBool::new(false);
+        let (one, many) = std::thread::scope(|scope| {
             let (victim, crowd) = views.split_first().context("no views")?;
             let mut readers = Vec::new();
             for (number, (_, path, expected)) in crowd.iter().enumerate() {
                 for reader in 0..READERS {
-                    let (stop, reads) = (&stop, &reads);
-                    readers.push(scope.spawn(move || -> anyhow::Result<()> {
-                        // Containers have shares of the processors; these are threads of one process.
-                        setpriority_process(None, 19)?;
-                        let file = File::open(path)?;
-                        let mut state = (number * READERS + reader + 1) as u64 * 0x9e37_79b9;
-                        while !stop.load(Ordering::Relaxed) {
-                            read(&file, expected, next(&mut state))?;
-                            // Each read is to be one of skimmerd's.
-                            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-                            reads.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(())
-                    }));
+                    let (stop, seed) = (&stop, (number * READERS + reader + 1) as u64 * SEED);
+                    readers.push(scope.spawn(move || harm(path, expected, seed, stop)));
                 }
             }
-            // One that means no harm, on a layer of its own.
-            let (file, began, mut longest) =
-                (File::open(&victim.1)?, Instant::now(), Duration::ZERO);
-            let mut state = 77;
-            let mut done = 0;
-            let mut outcome = Ok(());
-            while began.elapsed() < TIME && outcome.is_ok() {
-                let start = Instant::now();
-                outcome = read(&file, &victim.2, next(&mut state));
-                longest = longest.max(start.elapsed());
-                done += 1;
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            let one = read_calmly(&victim.1, &victim.2);
             stop.store(true, Ordering::Relaxed);
+            let mut many = Vec::new();
             for reader in readers {
-                reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
+                many.push(reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??);
             }
-            outcome?;
-            println!("{done} reads of the one, at most {longest:?}; {reads:?} of the many");
-            anyhow::ensure!(longest < LONGEST, "one waited {longest:?}");
-            Ok(())
+            anyhow::Ok((one?, many))
         })?;
+        let reads: u64 = many.iter().map(|waits| waits.reads).sum();
+        println!("the one: {one:?}; the many: {reads} reads");
+        anyhow::ensure!(one.longest < LONGEST, "one waited {:?}", one.longest);
         drop(views);
         anyhow::ensure!(limit.kills()? == 0, "skimmerd was killed for its memory");
         anyhow::ensure!(node.skimmerd.id() == process, "skimmerd was restarted");
@@ -138,6 +146,32 @@ fn readers_without_number_find_a_daemon_within_its_memory() {
         drop(limit);
         Ok(())
     });
+}
+
+/// One of those who read as fast as they can, until `stop`.
+fn harm(path: &Path, expected: &[u8], seed: u64, stop: &AtomicBool) -> anyhow::Result<Waits> {
+    // Containers have shares of the processors; these are threads of one process.
+    setpriority_process(None, 19)?;
+    let (file, mut state, mut waits) = (open(path)?, seed, Waits::default());
+    while !stop.load(Ordering::Relaxed) {
+        waits.time(|| read(&file, expected, next(&mut state)))?;
+        if !is_served() {
+            // All who do this wait for each other, in the kernel: it isn't timed.
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+    }
+    Ok(waits)
+}
+
+/// One that means no harm, on a layer of its own, for a time.
+fn read_calmly(path: &Path, expected: &[u8]) -> anyhow::Result<Waits> {
+    let (file, mut state, mut waits) = (open(path)?, 77, Waits::default());
+    let began = Instant::now();
+    while began.elapsed() < TIME {
+        waits.time(|| read(&file, expected, next(&mut state)))?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(waits)
 }
 
 fn resident(process: u32) -> anyhow::Result<u64> {

@@ -62,6 +62,8 @@ fn world(scenario: &Scenario) -> anyhow::Result<World<'_>> {
 
 /// The containers that read all along until their files went; those that come and go do that no more.
 fn told(world: &mut World<'_>) -> anyhow::Result<BTreeSet<String>> {
+    // Else it can't take away what comes and goes.
+    wait_connected(&world.fleet.machines[NODE].containerd()?.address())?;
     let told = world.load.told()?;
     // Those that the kernel serves need nobody.
     let lost = if MountMode::of_this_run() == MountMode::Kernel { 0 } else { 2 };
@@ -71,7 +73,6 @@ fn told(world: &mut World<'_>) -> anyhow::Result<BTreeSet<String>> {
 }
 
 fn go_on(mut world: World<'_>, told: &BTreeSet<String>) -> anyhow::Result<()> {
-    wait_connected(&world.fleet.machines[NODE].containerd()?.address())?;
     world.load.replace(told)?;
     world.load.resume();
     // What was unmounted may have been evicted, and comes again.
