@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use skimmer_integration::command;
 use skimmer_integration::ctr::Ctr;
+use skimmer_integration::skimmerd::MountMode;
 
 use super::images::Known;
 use super::load::COMMAND_LIMIT;
@@ -19,7 +20,7 @@ pub enum Way {
     /// Through the page cache, which [`Reader::forget`] empties.
     Cached,
     /// Past the page cache: every read is the file system's. EROFS over files, as the kernel's mounts are, refuses to open
-    /// files so; what it serves is read through the cache.
+    /// files so: where the kernel serves all, reads go through it.
     Direct,
 }
 
@@ -53,15 +54,12 @@ const INSTEAD: &str = "instead of";
 
 const CACHED: &str = "busybox sha256sum <$path";
 
-const DIRECT: &str = "if dd if=$path of=/dev/null count=0 iflag=direct; \
-    then dd if=$path bs=1M iflag=direct | busybox sha256sum; \
-    else busybox sha256sum <$path; fi";
-
 impl Way {
     fn script(self) -> String {
         let read = match self {
             Self::Cached => CACHED,
-            Self::Direct => DIRECT,
+            Self::Direct if MountMode::of_this_run() == MountMode::Kernel => CACHED,
+            Self::Direct => "dd if=$path bs=1M iflag=direct | busybox sha256sum",
         };
         SCRIPT.replace("READ", read).replace("INSTEAD", INSTEAD)
     }

@@ -6,9 +6,10 @@ use std::sync::PoisonError;
 
 use anyhow::Context as _;
 use skimmer_integration::command::wait_for;
+use skimmer_integration::skimmerd::MountMode;
 
 use super::{Load, PROGRESS, WAYS, own};
-use crate::faults::reader::{Reader, only_errors};
+use crate::faults::reader::{Reader, Way, only_errors};
 
 impl Load {
     /// Lets images come and go no more: their readers may have been told of errors, but found no other bytes, and nobody
@@ -48,6 +49,8 @@ impl Load {
         for (reader, (known, (id, way))) in places.filter(|(reader, _)| told.contains(reader.id()))
         {
             self.hands.remove_container(reader.id());
+            // What is complete by now may be the kernel's.
+            let way = if MountMode::of_this_run() == MountMode::Auto { Way::Cached } else { way };
             *reader = Reader::start(
                 &self.hands.ctr,
                 known,
